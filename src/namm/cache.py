@@ -1,0 +1,106 @@
+"""A transformers cache whose full-attention layers forget."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache, get_layer_types_and_kwargs
+
+from namm.attention import IMPLEMENTATION, UnsupportedModelError
+from namm.layer import CANNOT_ROLL_BACK, MemoryLayer
+from namm.memory import NAMM
+from namm.padding import PaddingMask
+from namm.policies import NAMMPolicy
+from namm.policies.base import Policy
+from namm.stats import CacheStats, collect
+
+
+class MemoryCache(Cache):
+    """A cache for ``model(...)`` and ``model.generate(..., past_key_values=cache)`` that keeps what its policy wants.
+
+    Every KV head of every full-attention layer and batch row keeps tokens of its own, and the memory of the others is
+    freed. Positions stay true. Layers of other kinds (sliding windows, linear attention) get transformers' own cache.
+
+    Args:
+        model: any transformers decoder that goes through the attention interface. Its attention implementation is set
+            to this library's, which equals sdpa for every other cache, so the model can be used as before.
+        policy: a `Policy`, or a `NAMM` to be used as it is.
+
+    Raises:
+        UnsupportedModelError: if the model can't be served.
+        TypeError: if `policy` is neither a policy nor a memory.
+
+    Example:
+        >>> cache = MemoryCache(model, memory)                                   # doctest: +SKIP
+        >>> out = model.generate(**inputs, past_key_values=cache)                # doctest: +SKIP
+        >>> print(cache.stats())                                                 # doctest: +SKIP
+    """
+
+    def __init__(self, model: PreTrainedModel, policy: Policy | NAMM) -> None:
+        if isinstance(policy, NAMM):
+            policy = NAMMPolicy(policy)
+        if not isinstance(policy, Policy):
+            raise TypeError(f"policy must be a namm.policies.Policy or a namm.NAMM, got {type(policy).__name__}")
+        self.policy = policy
+        use_memory_attention(model)
+        types, arguments = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))
+        if "full_attention" not in types:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has no full-attention layer to forget in (its layers: {sorted(set(types))})"
+            )
+        padding = PaddingMask()
+        super().__init__(
+            layers=[
+                MemoryLayer(index, policy, padding)
+                if kind == "full_attention"
+                else DYNAMIC_LAYER_TYPE_MAPPING[kind](**options)
+                for index, (kind, options) in enumerate(zip(types, arguments, strict=True))
+            ]
+        )
+
+    def stats(self) -> CacheStats:
+        """Tokens seen and kept, and bytes held, counted from the tensors."""
+        return collect(self.layers)
+
+    def check(self) -> None:
+        """Verify the cache's invariants; slow, for tests.
+
+        Raises:
+            AssertionError: naming the first one that does not hold.
+        """
+        memory_layers = [layer for layer in self.layers if isinstance(layer, MemoryLayer)]
+        for layer in memory_layers:
+            layer.check()
+            assert [row.seen for row in layer.rows] == [row.seen for row in memory_layers[0].rows], (
+                f"layer {layer.index} has seen other tokens than layer {memory_layers[0].index}"
+            )
+
+    def activate_past_recording(self) -> None:
+        raise UnsupportedModelError(CANNOT_ROLL_BACK)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove:
+            raise UnsupportedModelError(CANNOT_ROLL_BACK)
+
+
+def use_memory_attention(model: PreTrainedModel) -> None:
+    """Set this library's attention on the language model, and leave vision towers and the like alone.
+
+    Raises:
+        UnsupportedModelError: if the model does not go through transformers' attention interface.
+    """
+    config = model.config
+    name = type(model).__name__
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"{name} is an encoder-decoder; a MemoryCache serves decoder-only models")
+    text = config.get_text_config(decoder=True)
+    if text._attn_implementation == IMPLEMENTATION:
+        return
+    if text is config:
+        model.set_attn_implementation(IMPLEMENTATION)
+    else:
+        part = next(key for key in config.sub_configs if getattr(config, key, None) is text)
+        model.set_attn_implementation({part: IMPLEMENTATION})
+    if text._attn_implementation != IMPLEMENTATION:
+        raise UnsupportedModelError(
+            f"{name} does not go through transformers' attention interface, so a MemoryCache can't serve it"
+        )

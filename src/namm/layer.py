@@ -1,0 +1,357 @@
+"""One full-attention layer that forgets: stores, attends and asks its policy, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from namm.attention import (
+    IMPLEMENTATION,
+    HandedTensor,
+    UnsupportedModelError,
+    attend,
+    attend_exactly,
+    log_normaliser,
+    replay,
+)
+from namm.padding import PaddingMask
+from namm.policies.base import Head, Policy
+from namm.storage import GROWTH, TokenStore
+
+
+@dataclass
+class Row:
+    """What one layer holds for one batch row.
+
+    Attributes:
+        store: the tokens kept.
+        seen: real tokens so far; padding is neither stored nor counted.
+        queries: ``[query heads, slots, width]``, the newest queries since the last update in the first `pending` slots.
+        carried: ``[query heads, carry, width]`` the last queries of the previous block, None before the first update.
+        carried_normalisers: their log normalisers, ``[query heads, carry]`` float32.
+    """
+
+    store: TokenStore
+    queries: Tensor
+    seen: int = 0
+    pending: int = 0
+    carried: Tensor | None = None
+    carried_normalisers: Tensor | None = None
+
+    def remember(self, query: Tensor, limit: int | None) -> None:
+        """Append queries ``[query heads, n, width]``, keeping the newest `limit`."""
+        if self.pending + query.shape[1] > self.queries.shape[1]:
+            held = torch.cat([self.queries[:, : self.pending], query], dim=1)
+            held = held[:, max(0, held.shape[1] - limit) :] if limit is not None else held
+            self.pending = held.shape[1]
+            spare = held.new_empty(held.shape[0], GROWTH, held.shape[2])
+            self.queries = torch.cat([held, spare], dim=1)
+        else:
+            self.queries[:, self.pending : self.pending + query.shape[1]] = query
+            self.pending += query.shape[1]
+
+    def recall(self, limit: int | None) -> Tensor:
+        """The newest `limit` queries since the last update, which are then given up."""
+        first = 0 if limit is None else max(0, self.pending - limit)
+        held, self.queries, self.pending = self.queries[:, first : self.pending], self.queries[:, :0].clone(), 0
+        return held
+
+    def clone(self) -> Row:
+        def copy(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.clone()
+
+        return Row(
+            self.store.clone(),
+            self.queries.clone(),
+            self.seen,
+            self.pending,
+            copy(self.carried),
+            copy(self.carried_normalisers),
+        )
+
+
+@dataclass(frozen=True)
+class Logits:
+    """How a layer turns queries and keys into logits: see `namm.attention.attend`."""
+
+    scaling: float
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+    def of_group(self, group: slice) -> dict[str, Any]:
+        return {
+            "scaling": self.scaling,
+            "softcap": self.softcap,
+            "sinks": None if self.sinks is None else self.sinks[group],
+        }
+
+
+CANNOT_ROLL_BACK = (
+    "a cache that forgets can't be rolled back, so assisted decoding and prompt lookup can't use it; call generate "
+    "without assistant_model and prompt_lookup_num_tokens"
+)
+
+
+class MemoryLayer(CacheLayerMixin):
+    """`update` only hands the new tokens on; the work is done in `attend`, where the queries are known.
+
+    A prompt is taken in blocks that end where a row has seen a multiple of the policy's update interval. Between
+    blocks that a prompt fills at once nothing but the kept tokens is held; queries of an unfinished block (the end of a
+    prompt, or decoding) are held until it is full, and replayed then.
+
+    Attributes:
+        rows: one for each batch row, none before the first tokens.
+        seen_with_padding: tokens so far as transformers counts them.
+    """
+
+    is_compileable = False
+    is_croppable = False
+    is_sliding = False
+    supports_early_init = False
+
+    def __init__(self, index: int, policy: Policy, padding: PaddingMask) -> None:
+        super().__init__()
+        self.index, self.policy, self.padding = index, policy, padding
+        self.reset()
+
+    def reset(self) -> None:
+        self.rows: list[Row] = []
+        self.seen_with_padding = 0
+        self.is_initialized = False
+        self._handed: tuple[Tensor, Tensor] | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.is_initialized = True
+
+    def get_seq_length(self) -> int:
+        """Tokens seen, padding included, never tokens kept: positions and generate's slicing follow from it."""
+        return self.seen_with_padding
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """The mask covers the new tokens only: all that is kept is visible, and padding is never stored."""
+        return query_length, self.seen_with_padding
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Hands on the new tokens ``[batch, KV heads, tokens, width]``; nothing is stored before `attend`."""
+        if self._handed is not None:
+            raise UnsupportedModelError(
+                f"layer {self.index} updated its cache twice without attending through {IMPLEMENTATION!r}: the model's "
+                "attention can't be served, or an earlier call was interrupted; reset() the cache to use it again"
+            )
+        if self.rows and len(self.rows) != key_states.shape[0]:
+            raise ValueError(
+                f"this cache holds {len(self.rows)} batch rows and was given {key_states.shape[0]}; make a new "
+                "MemoryCache, or call its batch_repeat_interleave first"
+            )
+        self.is_initialized = True
+        self._handed = key_states, value_states
+        return HandedTensor.hand(key_states, self), HandedTensor.hand(value_states, self)
+
+    def attend(
+        self, query: Tensor, mask: Tensor | None, scaling: float, softcap: float | None, sinks: Tensor | None
+    ) -> Tensor:
+        """Attention of the new tokens, which are stored on the way.
+
+        Args:
+            query: ``[batch, query heads, tokens, width]``. mask: see `PaddingMask`. sinks: None or ``[query heads]``.
+
+        Returns:
+            ``[batch, tokens, query heads, value width]``; zeros for padding.
+        """
+        if self._handed is None:
+            raise UnsupportedModelError(f"layer {self.index} attends without having updated its cache")
+        keys, values = self._handed
+        batch, tokens = query.shape[0], query.shape[2]
+        if tokens != keys.shape[2]:
+            raise UnsupportedModelError(f"layer {self.index} attends with {tokens} queries for {keys.shape[2]} new tokens")
+        real = self.padding.real_tokens(mask, batch, tokens)
+        if not self.rows:
+            self.rows = [self._new_row(query[b], keys[b], values[b]) for b in range(batch)]
+        logits = Logits(scaling, softcap, sinks)
+        if real is None:
+            output = torch.stack(self._serve(list(query), list(keys), list(values), logits)).transpose(1, 2)
+        else:
+            picks = [row.nonzero().squeeze(-1) for row in real]
+            new = ([t[b].index_select(1, pick) for b, pick in enumerate(picks)] for t in (query, keys, values))
+            output = query.new_zeros(batch, tokens, query.shape[1], values.shape[-1])
+            for b, served in enumerate(self._serve(*new, logits)):
+                output[b, picks[b]] = served.transpose(0, 1)
+        self.seen_with_padding += tokens
+        self._handed = None
+        return output
+
+    def _new_row(self, query: Tensor, keys: Tensor, values: Tensor) -> Row:
+        return Row(TokenStore(keys.shape[0], keys, values, self.policy.state), query.new_empty(query.shape[0], 0, query.shape[2]))
+
+    def _serve(
+        self, queries: Sequence[Tensor], keys: Sequence[Tensor], values: Sequence[Tensor], logits: Logits
+    ) -> list[Tensor]:
+        """Output ``[query heads, n, value width]`` of each row's new tokens; rows may differ in number."""
+        interval = self.policy.update_interval
+        lengths = [query.shape[1] for query in queries]
+        outputs = [q.new_empty(q.shape[0], q.shape[1], v.shape[-1]) for q, v in zip(queries, values, strict=True)]
+        done = [0] * len(self.rows)
+        while done != lengths:
+            updates: list[tuple[Row, list[Head]]] = []
+            for b, row in enumerate(self.rows):
+                if done[b] == lengths[b]:
+                    continue
+                left = lengths[b] - done[b]
+                span = slice(done[b], done[b] + (min(left, interval - row.seen % interval) if interval else left))
+                done[b] = span.stop
+                outputs[b][:, span], heads = self._advance(
+                    row, b, queries[b][:, span], keys[b][:, span], values[b][:, span], logits
+                )
+                if heads:
+                    updates.append((row, heads))
+            if updates:
+                self._forget(updates)
+        return outputs
+
+    def _advance(
+        self, row: Row, index: int, query: Tensor, keys: Tensor, values: Tensor, logits: Logits
+    ) -> tuple[Tensor, list[Head]]:
+        """Store and attend tokens that lie within one block; where they end it, also the heads to decide on."""
+        policy, new = self.policy, query.shape[1]
+        interval = policy.update_interval
+        row.store.append(keys, values, torch.arange(row.seen, row.seen + new, device=keys.device))
+        row.seen += new
+        at_update = interval is not None and row.seen % interval == 0
+        watched = 0 if not at_update or interval is None else min(interval, policy.queries or interval)
+        watched = 0 if policy.queries == 0 else watched
+        whole_block = new == interval
+        if policy.queries != 0 and not whole_block:
+            row.remember(query, policy.queries)
+        recent = query if whole_block else row.recall(policy.queries) if at_update else query[:, :0]
+
+        group = query.shape[0] // keys.shape[0]
+        outputs, heads, normalisers = [], [], []
+        for h in range(keys.shape[0]):
+            own = slice(h * group, (h + 1) * group)
+            kept = row.store.head(h)
+            output, attention = self._attend_head(query[own], kept, logits.of_group(own), watched if whole_block else 0)
+            outputs.append(output)
+            if not at_update:
+                continue
+            if not bool(torch.isfinite(output).all()):
+                raise ValueError(
+                    f"layer {self.index}, batch row {index}, KV head {h}: attention gave NaN or infinity in the "
+                    f"{new} tokens before token {row.seen}; a policy can't judge such values (try another dtype)"
+                )
+            head = Head(self.index, index, h, kept.pop("keys"), kept.pop("values"), kept.pop("positions"), kept, row.seen, interval or new)
+            if watched:
+                head.attention, normaliser = self._watch(row, own, head.keys, attention, recent[own], logits.of_group(own))
+                normalisers.append(normaliser)
+            head.summary, head.attention = policy.observe(head), None
+            heads.append(head)
+        if at_update and policy.carry:
+            row.carried, row.carried_normalisers = recent[:, -policy.carry :].clone(), torch.cat(normalisers)
+        return torch.cat(outputs), heads
+
+    def _attend_head(
+        self, query: Tensor, kept: dict[str, Tensor], logits: dict[str, Any], record: int
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.policy.update_interval is None and logits["softcap"] is None and logits["sinks"] is None:
+            return attend_exactly(query, kept["keys"], kept["values"], logits["scaling"]), None
+        output, attention = attend(
+            query, kept["keys"], kept["values"], record=record, per_query_head=self.policy.per_query_head, **logits
+        )
+        assert output is not None
+        return output, attention
+
+    def _watch(
+        self, row: Row, own: slice, keys: Tensor, attention: Tensor | None, recent: Tensor, logits: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The attention a policy sees at an update, and the log normalisers to carry to the next one.
+
+        The newest queries' attention comes from the block itself where a prompt filled it at once and is replayed
+        otherwise; in front of it stand the rows of the previous block's last queries, replayed on the keys that are
+        left (new keys, which those queries did not see, get zeros).
+        """
+        policy = self.policy
+        if attention is None:
+            _, attention = attend(
+                recent, keys, None, record=recent.shape[1], per_query_head=policy.per_query_head, **logits
+            )
+        assert attention is not None
+        if not policy.carry:
+            return attention, None
+        earlier = attention.new_zeros(*attention.shape[:-2], policy.carry, attention.shape[-1])
+        if row.carried is not None and row.carried_normalisers is not None:
+            old = keys.shape[0] - (policy.update_interval or 0)
+            earlier[..., :old] = replay(
+                row.carried[own],
+                row.carried_normalisers[own],
+                keys[:old],
+                logits["scaling"],
+                softcap=logits["softcap"],
+                per_query_head=policy.per_query_head,
+            )
+        normaliser = log_normaliser(recent[:, -policy.carry :], keys, **logits)
+        return torch.cat([earlier, attention], dim=-2), normaliser
+
+    def _forget(self, updates: Sequence[tuple[Row, list[Head]]]) -> None:
+        """Ask the policy about all heads of all rows that are at an update, and free what it lets go."""
+        heads = [head for _, row_heads in updates for head in row_heads]
+        answers = self.policy.select(heads)
+        for head, keep in zip(heads, answers, strict=True):
+            if keep.dtype != torch.bool or keep.shape != head.positions.shape:
+                raise TypeError(
+                    f"policy {self.policy.name!r} must answer with a bool tensor [{head.tokens}] for a head of as many "
+                    f"tokens, not with {keep.dtype} {list(keep.shape)}"
+                )
+            keep[-1] = True
+        kept = iter(answers)
+        for row, row_heads in updates:
+            row.store.keep([next(kept).nonzero().squeeze(-1) for _ in row_heads])
+
+    # what moves batch rows moves everything a row holds
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.batch_select_indices(torch.arange(len(self.rows)).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        if not self.rows:
+            return
+        order = [int(i) for i in (indices.nonzero().squeeze(-1) if indices.dtype == torch.bool else indices)]
+        # a row that is used once moves; one that is used again is copied
+        self.rows = [self.rows[i].clone() if i in order[:n] else self.rows[i] for n, i in enumerate(order)]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove:
+            raise UnsupportedModelError(CANNOT_ROLL_BACK)
+
+    def activate_past_recording(self) -> None:
+        raise UnsupportedModelError(CANNOT_ROLL_BACK)
+
+    def offload(self) -> None:
+        raise UnsupportedModelError("a MemoryCache can't be offloaded; it is small because it forgets")
+
+    def prefetch(self) -> None:
+        raise UnsupportedModelError("a MemoryCache can't be offloaded; it is small because it forgets")
+
+    def check(self) -> None:
+        """Raises AssertionError where an invariant of the layer does not hold."""
+        interval = self.policy.update_interval
+        for row in self.rows:
+            row.store.check()
+            unfinished = row.seen % interval if interval and self.policy.queries != 0 else 0
+            limit = self.policy.queries
+            assert row.pending >= min(unfinished, limit or unfinished), f"{row.pending} queries held of {unfinished}"
+            assert row.pending <= unfinished or limit == 0, f"{row.pending} queries held of {unfinished}"
+            for h in range(row.store.heads):
+                positions = row.store.head(h)["positions"]
+                assert len(positions) and int(positions[-1]) == row.seen - 1, f"head {h} lost its newest token"
+                fresh = row.seen % interval if interval else row.seen
+                assert len(positions) >= fresh, f"head {h} lost tokens between updates"

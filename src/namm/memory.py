@@ -1,0 +1,244 @@
+"""A neural attention memory model: configuration, parameters, and how they are kept on disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from namm.network import initial_parameters, parameter_count, parameter_shapes, token_scores, unflatten
+from namm.spectrogram import SpectrogramConfig, age_features, compress, normalise
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "README.md"
+
+
+class MemoryFileError(OSError):
+    """A saved memory is missing, damaged or disagrees with its own configuration."""
+
+
+@dataclass(frozen=True)
+class NAMMConfig:
+    """Everything about a memory that is not a parameter. The defaults are the paper's reference configuration.
+
+    Attributes:
+        hidden: width of the backward attention.
+        heads: its heads; divides `hidden`.
+        update_interval: new tokens between two decisions, a multiple of the hop.
+        window, hop, ema, compression: see `SpectrogramConfig`.
+        normalised: subtract and divide by the fixed statistics stored beside the parameters.
+        state_dtype: how a kept token's spectrogram is stored in the cache, ``"float32"`` or ``"bfloat16"``.
+        calibration: measured pairs (kept fraction, score offset), by which `offset_for` turns a wish into an offset.
+    """
+
+    hidden: int = 32
+    heads: int = 1
+    update_interval: int = 512
+    window: int = 32
+    hop: int = 16
+    ema: tuple[float, ...] = (0.99,)
+    compression: str = "none"
+    normalised: bool = False
+    state_dtype: str = "float32"
+    calibration: tuple[tuple[float, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ema", tuple(self.ema))
+        object.__setattr__(self, "calibration", tuple((float(k), float(o)) for k, o in sorted(self.calibration)))
+        if self.hidden < 1 or self.heads < 1 or self.hidden % self.heads:
+            raise ValueError(f"heads ({self.heads}) must divide the hidden width ({self.hidden})")
+        if self.update_interval < self.hop or self.update_interval % self.hop:
+            raise ValueError(f"update_interval {self.update_interval} must be a positive multiple of hop {self.hop}")
+        if self.update_interval < self.spectrogram.carry:
+            raise ValueError(f"update_interval {self.update_interval} must not be shorter than window - hop")
+        if self.state_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"state_dtype must be 'float32' or 'bfloat16', got {self.state_dtype!r}")
+
+    @property
+    def spectrogram(self) -> SpectrogramConfig:
+        return SpectrogramConfig(self.window, self.hop, self.ema, self.compression)
+
+    @property
+    def features(self) -> int:
+        return self.spectrogram.features
+
+    @property
+    def parameters(self) -> int:
+        return parameter_count(self.features, self.hidden)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> NAMMConfig:
+        """Raises ValueError for keys that no field has: a misspelt key must not pass as a default."""
+        unknown = sorted(set(values) - {f.name for f in fields(cls)} - {"model_type"})
+        if unknown:
+            raise ValueError(f"unknown keys in the memory's configuration: {', '.join(unknown)}")
+        return cls(**{key: value for key, value in values.items() if key != "model_type"})
+
+
+@dataclass
+class NAMM:
+    """A memory: a configuration, one flat parameter vector, and fixed normalisation statistics.
+
+    >>> memory = NAMM(NAMMConfig())
+    >>> memory.flat_parameters().shape
+    torch.Size([4172])
+
+    Attributes:
+        config: see `NAMMConfig`.
+        flat: ``[parameters]`` float32 in the order of `namm.network.parameter_shapes`; ``[population, parameters]``
+            for a population scored at once.
+        mean, variance: ``[len(ema) * bins]`` float32, used where ``config.normalised``.
+    """
+
+    config: NAMMConfig = field(default_factory=NAMMConfig)
+    flat: Tensor = None  # type: ignore[assignment]  # made in __post_init__ where not given
+    mean: Tensor = None  # type: ignore[assignment]
+    variance: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        config = self.config
+        if self.flat is None:
+            self.flat = initial_parameters(config.features, config.hidden, torch.Generator().manual_seed(0))
+        statistics = len(config.ema) * config.spectrogram.bins
+        self.mean = torch.zeros(statistics) if self.mean is None else self.mean
+        self.variance = torch.ones(statistics) if self.variance is None else self.variance
+        self.load_flat_parameters(self.flat)
+        if self.mean.shape != (statistics,) or self.variance.shape != (statistics,):
+            raise ValueError(f"normalisation needs {statistics} means and variances, got {tuple(self.mean.shape)}")
+
+    def flat_parameters(self) -> Tensor:
+        """A copy of the parameters, ``[parameters]`` float32."""
+        return self.flat.detach().clone()
+
+    def load_flat_parameters(self, vector: Tensor) -> None:
+        """Replace the parameters.
+
+        Raises:
+            ValueError: if the vector's length does not fit the configuration, or it holds NaN or infinity.
+        """
+        vector = torch.as_tensor(vector, dtype=torch.float32)
+        unflatten(vector, self.config.features, self.config.hidden)
+        if not torch.isfinite(vector).all():
+            raise ValueError("the parameter vector holds NaN or infinite values")
+        self.flat = vector
+
+    def to(self, device: torch.device | str) -> NAMM:
+        return replace(
+            self, flat=self.flat.to(device), mean=self.mean.to(device), variance=self.variance.to(device)
+        )
+
+    def features(self, spectrogram: Tensor, ages: Tensor) -> Tensor:
+        """What the network sees of every token: age features, then the spectrogram's (GOLDEN 3.6).
+
+        Args:
+            spectrogram: ``[..., tokens, len(ema), bins]`` averaged magnitudes.
+            ages: ``[..., tokens]`` integers, 0 for the newest.
+
+        Returns:
+            ``[..., tokens, features]`` float32.
+        """
+        magnitudes = compress(spectrogram.float(), self.config.spectrogram).flatten(-2)
+        if self.config.normalised:
+            magnitudes = normalise(magnitudes, self.mean, self.variance)
+        return torch.cat([age_features(ages), magnitudes], dim=-1)
+
+    def scores(self, features: Tensor) -> Tensor:
+        """``[..., tokens]`` scores of features ``[..., tokens, features]`` that are ordered from oldest to newest."""
+        weights = unflatten(self.flat, self.config.features, self.config.hidden)
+        return token_scores(features, weights, self.config.heads)
+
+    def offset_for(self, kept: float) -> float:
+        """The score offset at which this memory kept about the fraction `kept` of its calibration texts.
+
+        Raises:
+            ValueError: outside the calibrated range, or where the memory was never calibrated.
+        """
+        points = self.config.calibration
+        if len(points) < 2 or not points[0][0] <= kept <= points[-1][0]:
+            span = f"{points[0][0]:.2f} to {points[-1][0]:.2f}" if len(points) > 1 else "nothing"
+            raise ValueError(f"this memory is calibrated for {span}, not for a kept fraction of {kept}; give `offset`")
+        for (low, at_low), (high, at_high) in zip(points, points[1:], strict=False):
+            if kept <= high:
+                return at_low + (at_high - at_low) * (kept - low) / (high - low)
+        raise AssertionError("unreachable: the range was checked")
+
+    def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:
+        """Write ``config.json``, ``model.safetensors`` and, where given, a model card ``README.md``."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = unflatten(self.flat.detach().cpu(), self.config.features, self.config.hidden)
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        tensors |= {"normalisation.mean": self.mean.cpu(), "normalisation.variance": self.variance.cpu()}
+        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        config = {"model_type": "namm"} | asdict(self.config)
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        if card is not None:
+            (folder / CARD_FILE).write_text(card)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> NAMM:
+        """Load a memory by the name of one that ships with the package, from a folder, or from a hub id.
+
+        Raises:
+            MemoryFileError: naming what is missing, damaged or inconsistent, and what to do.
+        """
+        folder = find_memory(name)
+        try:
+            config = NAMMConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise MemoryFileError(f"{folder / CONFIG_FILE} is no memory configuration: {error}") from error
+        tensors = _read_tensors(folder / WEIGHTS_FILE)
+        shapes = parameter_shapes(config.features, config.hidden)
+        statistics = {f"normalisation.{name}": (len(config.ema) * config.spectrogram.bins,) for name in ("mean", "variance")}
+        for part, shape in (shapes | statistics).items():
+            if part not in tensors:
+                raise MemoryFileError(f"{folder / WEIGHTS_FILE} lacks the tensor {part!r}")
+            if tuple(tensors[part].shape) != shape:
+                raise MemoryFileError(
+                    f"{folder}: {part!r} has shape {tuple(tensors[part].shape)} in {WEIGHTS_FILE}, "
+                    f"but {CONFIG_FILE} asks for {shape}"
+                )
+        flat = torch.cat([tensors[part].float().flatten() for part in shapes])
+        return cls(config, flat, tensors["normalisation.mean"].float(), tensors["normalisation.variance"].float())
+
+
+def shipped_memories() -> list[str]:
+    """Names of the memories inside the package."""
+    folder = resources.files("namm") / "memories"
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+
+
+def find_memory(name: str | Path) -> Path:
+    """The folder that holds the memory `name`: a folder, a shipped name, or a hub id (downloaded)."""
+    if (path := Path(name).expanduser()).is_dir():
+        return path
+    if str(name) in shipped_memories():
+        return Path(str(resources.files("namm") / "memories" / str(name)))
+    if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(snapshot_download(str(name), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, CARD_FILE]))
+        except Exception as error:  # the hub raises many kinds; the user needs one sentence
+            raise MemoryFileError(f"could not get the memory {name!r} from the Hugging Face hub: {error}") from error
+    raise MemoryFileError(
+        f"no memory {str(name)!r}: give a folder, a hub id (owner/name), or one of {', '.join(shipped_memories())}"
+    )
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise MemoryFileError(f"{path} is missing or damaged ({error}); copy or download it again") from error

@@ -1,0 +1,126 @@
+"""What a rule of retention sees and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from namm.storage import Column
+
+
+@dataclass
+class Head:
+    """One KV head of one layer and batch row at an update.
+
+    Attributes:
+        layer, row, index: where it is; `index` counts the KV heads.
+        keys: ``[tokens, width]`` as cached (rotated, if the model rotates). values: ``[tokens, value width]``.
+        positions: ``[tokens]`` int32 original positions, rising; the last is the newest token's.
+        state: the policy's columns, ``[tokens, ...]`` each; write to them in place.
+        seen: tokens of this row so far, ``positions[-1] + 1``.
+        new: how many of the last tokens came since the previous update.
+        attention: ``[carry + queries, tokens]``, rows from the oldest query to the newest, mean over the query heads
+            of the group (``[group, carry + queries, tokens]`` for a policy with ``per_query_head``); there only
+            inside `Policy.observe`, None elsewhere and for a policy that asks for no attention.
+        summary: what `Policy.observe` returned.
+    """
+
+    layer: int
+    row: int
+    index: int
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+    state: dict[str, Tensor]
+    seen: int
+    new: int
+    attention: Tensor | None = None
+    summary: Any = None
+
+    @property
+    def tokens(self) -> int:
+        return self.positions.shape[0]
+
+
+class Policy:
+    """Decides, every `update_interval` tokens, which cached tokens of each head stay.
+
+    A rule of your own needs `keep`, and `observe` if it wants to look at attention:
+
+    >>> class EverySecond(Policy):
+    ...     def keep(self, head):
+    ...         return head.positions % 2 == 0
+
+    The newest token always stays, whatever the answer.
+
+    Attributes:
+        update_interval: tokens between two updates, counted for every row in real (not padding) tokens; None: never.
+        queries: how many of the newest queries since the last update `observe` sees; 0: none, None: all of them.
+        carry: rows of attention of the *previous* block's last queries that come before them (zeros at the first).
+        per_query_head: give `observe` the attention of every query head instead of their mean.
+        state: columns kept beside K and V of every token, zero for new tokens.
+    """
+
+    update_interval: int | None = 256
+    queries: int | None = 0
+    carry: int = 0
+    per_query_head: bool = False
+    state: Mapping[str, Column] = {}
+    name: ClassVar[str] = "policy"
+
+    def observe(self, head: Head) -> Any:
+        """Look at `head.attention` and update `head.state`; what is returned is `head.summary` later. May return None."""
+        return None
+
+    def keep(self, head: Head) -> Tensor:
+        """``[tokens]`` bool: True for the tokens that stay."""
+        raise TypeError(f"{type(self).__name__} must define keep(head) or select(heads)")
+
+    def select(self, heads: Sequence[Head]) -> list[Tensor]:
+        """Answer for all heads of one layer at once; by default `keep` of each."""
+        return [self.keep(head) for head in heads]
+
+
+@dataclass
+class BudgetPolicy(Policy):
+    """A rule with a budget.
+
+    Attributes:
+        budget: tokens a head may keep after an update: a fraction (float in (0, 1]) of the tokens seen so far, or a
+            number (int) of tokens.
+        update_interval: tokens between two updates.
+    """
+
+    budget: float | int = 0.25
+    update_interval: int | None = 256
+
+    def __post_init__(self) -> None:
+        if isinstance(self.budget, bool) or not isinstance(self.budget, (int, float)):
+            raise TypeError(f"budget must be a number, got {self.budget!r}")
+        if not (self.budget >= 1 if isinstance(self.budget, int) else 0.0 < self.budget <= 1.0):
+            raise ValueError(f"budget must be an int >= 1 (tokens) or a float in (0, 1] (fraction), got {self.budget!r}")
+        if self.update_interval is not None and self.update_interval < 1:
+            raise ValueError(f"update_interval must be at least 1, got {self.update_interval}")
+
+    def tokens(self, head: Head) -> int:
+        """Tokens the head may keep now, at least 1."""
+        allowed = self.budget if isinstance(self.budget, int) else round(self.budget * head.seen)
+        return min(head.tokens, max(1, int(allowed)))
+
+
+def top(scores: Tensor, count: int, recent: int = 0) -> Tensor:
+    """``[tokens]`` bool, True for the `recent` newest tokens and the best of the others: `count` in all.
+
+    >>> top(torch.tensor([0.1, 0.9, 0.5, 0.0]), count=2, recent=1)
+    tensor([False,  True, False,  True])
+    """
+    recent = min(recent, count)
+    keep = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+    older = len(scores) - recent
+    keep[older:] = True
+    keep[scores[:older].topk(count - recent).indices] = True
+    return keep

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from namm.memory import NAMM
+from namm.policies.base import Head, Policy, top
+from namm.spectrogram import update_spectrogram
+from namm.storage import Column
+
+
+@dataclass
+class NAMMPolicy(Policy):
+    """The neural attention memory: keep a token where its score is at least ``-offset`` (GOLDEN 3.9).
+
+    Attributes:
+        memory: the network and its configuration, which also sets the update interval.
+        offset: added to every score; larger keeps more. One memory serves all sizes by it, without retraining.
+        kept: instead of `offset`: the fraction to keep, looked up in the memory's calibration. What is kept in the
+            end still depends on the text.
+        cap: at most this many tokens a head (int) or this fraction of the tokens seen (float), the best by score.
+    """
+
+    name = "namm"
+    memory: NAMM
+    offset: float = 0.0
+    kept: float | None = None
+    cap: float | int | None = None
+
+    def __post_init__(self) -> None:
+        config = self.memory.config
+        if self.kept is not None:
+            if self.offset:
+                raise ValueError("give either offset or kept, not both")
+            self.offset = self.memory.offset_for(self.kept)
+        if self.cap is not None and not (self.cap >= 1 if isinstance(self.cap, int) else 0.0 < self.cap <= 1.0):
+            raise ValueError(f"cap must be an int >= 1 (tokens) or a float in (0, 1] (fraction), got {self.cap!r}")
+        self._placed: dict[torch.device, NAMM] = {}
+        self.update_interval = config.update_interval
+        self.queries = None
+        self.carry = config.spectrogram.carry
+        shape = (len(config.ema), config.spectrogram.bins)
+        self.state = {"spectrogram": Column(shape, getattr(torch, config.state_dtype))}
+
+    def observe(self, head: Head) -> Tensor:
+        """Carries the spectrogram on and returns the features ``[tokens, features]``."""
+        assert head.attention is not None
+        spectrogram = update_spectrogram(head.state["spectrogram"], head.attention, self.memory.config.spectrogram)
+        head.state["spectrogram"].copy_(spectrogram)
+        memory = self._memory_on(spectrogram.device)
+        return memory.features(spectrogram, head.positions[-1] - head.positions)
+
+    def select(self, heads: Sequence[Head]) -> list[Tensor]:
+        """Scores all heads in one batch; shorter ones are padded on the old side, where nothing looks."""
+        features = [head.summary for head in heads]
+        longest = max(len(f) for f in features)
+        batch = features[0].new_zeros(len(features), longest, features[0].shape[-1])
+        for row, tokens in zip(batch, features, strict=True):
+            row[longest - len(tokens) :] = tokens
+        scores = self._memory_on(batch.device).scores(batch) + self.offset
+        return [self._keep(head, scores[i, longest - head.tokens :]) for i, head in enumerate(heads)]
+
+    def _keep(self, head: Head, scores: Tensor) -> Tensor:
+        keep = scores >= 0
+        if self.cap is not None:
+            limit = max(1, self.cap if isinstance(self.cap, int) else round(self.cap * head.seen))
+            if int(keep.sum()) > limit:
+                keep = top(scores, limit, recent=1)
+        return keep
+
+    def _memory_on(self, device: torch.device) -> NAMM:
+        """The memory on a layer's device; a model may be spread over several."""
+        if device not in self._placed:
+            self._placed[device] = self.memory.to(device)
+        return self._placed[device]

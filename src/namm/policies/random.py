@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from namm.policies.base import BudgetPolicy, Head, top
+
+
+@dataclass
+class Random(BudgetPolicy):
+    """Tokens by lot, deterministic for a seed: the floor that every rule must beat."""
+
+    name = "random"
+    seed: int = 0
+
+    def keep(self, head: Head) -> Tensor:
+        key = hash((self.seed, head.layer, head.index, head.seen)) % 2**63  # not the row: a batch must equal single runs
+        generator = torch.Generator().manual_seed(key)
+        lots = torch.rand(head.tokens, generator=generator).to(head.keys.device)
+        return top(lots, self.tokens(head), recent=1)

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from namm.policies.base import BudgetPolicy, Head, top
+
+
+@dataclass
+class SnapKV(BudgetPolicy):
+    """SnapKV (arXiv 2404.14469): what the newest `window` queries attend to, pooled over neighbours, and the window.
+
+    The paper compresses once, after the prompt; here it runs at every update like every other rule.
+
+    Attributes:
+        window: queries that vote; their own tokens stay.
+        pool: width of the max-pooling over neighbouring tokens, odd.
+    """
+
+    name = "snapkv"
+    window: int = 32
+    pool: int = 7
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pool % 2 == 0 or self.window < 1:
+            raise ValueError(f"SnapKV needs an odd pool and a window of at least 1, got {self.pool} and {self.window}")
+        self.queries = self.window
+
+    def observe(self, head: Head) -> Tensor:
+        assert head.attention is not None
+        votes = head.attention.float().mean(0)
+        return F.max_pool1d(votes[None], self.pool, stride=1, padding=self.pool // 2)[0]
+
+    def keep(self, head: Head) -> Tensor:
+        return top(head.summary, self.tokens(head), recent=self.window)

@@ -1,0 +1,94 @@
+"""What a cache holds, counted from its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from namm.layer import MemoryLayer
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """All sizes are bytes of storage really allocated, free slots included, except `full_bytes`.
+
+    Attributes:
+        seen: real tokens seen, for each batch row.
+        kept: tokens kept, ``kept[layer][row][head]``; one entry for each layer that forgets.
+        layers: index in the model of each of those layers.
+        kv_bytes: keys and values of the layers that forget.
+        logical_kv_bytes: what the kept tokens' keys and values need at least.
+        state_bytes: the policy's state and the positions.
+        query_bytes: queries held for the unfinished block, and those carried over from the last one.
+        other_bytes: keys and values of the other layers (sliding windows and the like).
+        full_bytes: keys and values of all real tokens seen in the layers that forget, as a full cache would hold them.
+    """
+
+    seen: tuple[int, ...]
+    kept: tuple[tuple[tuple[int, ...], ...], ...]
+    layers: tuple[int, ...]
+    kv_bytes: int
+    logical_kv_bytes: int
+    state_bytes: int
+    query_bytes: int
+    other_bytes: int
+    full_bytes: int
+
+    @property
+    def kept_tokens(self) -> float:
+        """Mean tokens kept of a row, over layers and heads."""
+        counts = [count for layer in self.kept for row in layer for count in row]
+        return sum(counts) / len(counts) if counts else 0.0
+
+    @property
+    def kept_fraction(self) -> float:
+        """Tokens kept over tokens seen, over all layers, rows and heads; 1.0 for an empty cache."""
+        kept = sum(count for layer in self.kept for row in layer for count in row)
+        seen = sum(seen * len(row) for layer in self.kept for seen, row in zip(self.seen, layer, strict=True))
+        return kept / seen if seen else 1.0
+
+    @property
+    def held_bytes(self) -> int:
+        """Everything the forgetting layers hold."""
+        return self.kv_bytes + self.state_bytes + self.query_bytes
+
+    def __str__(self) -> str:
+        seen = "/".join(map(str, self.seen)) or "0"
+        return (
+            f"seen {seen} tokens, kept {self.kept_tokens:.0f} ({self.kept_fraction:.1%}); holds "
+            f"{self.held_bytes / 2**20:.1f} MiB (K and V {self.kv_bytes / 2**20:.1f}, state "
+            f"{self.state_bytes / 2**20:.1f}, queries {self.query_bytes / 2**20:.1f}) of {self.full_bytes / 2**20:.1f} MiB "
+            "for a full cache"
+        )
+
+
+def collect(layers: Sequence[object]) -> CacheStats:
+    """Statistics of a cache's layers."""
+    forgetting = [layer for layer in layers if isinstance(layer, MemoryLayer)]
+    rows = [row for layer in forgetting for row in layer.rows]
+    width = [sum(row.store.columns[name][:1].numel() and _width(row.store.columns[name]) for name in ("keys", "values")) for row in rows]
+    return CacheStats(
+        seen=tuple(row.seen for row in forgetting[0].rows) if forgetting else (),
+        kept=tuple(tuple(tuple(row.store.lengths) for row in layer.rows) for layer in forgetting),
+        layers=tuple(layer.index for layer in forgetting),
+        kv_bytes=sum(row.store.nbytes("keys", "values") for row in rows),
+        logical_kv_bytes=sum(sum(row.store.lengths) * w for row, w in zip(rows, width, strict=True)),
+        state_bytes=sum(row.store.nbytes() - row.store.nbytes("keys", "values") for row in rows),
+        query_bytes=sum(_bytes((row.queries, row.carried, row.carried_normalisers)) for row in rows),
+        other_bytes=sum(
+            _bytes((getattr(layer, "keys", None), getattr(layer, "values", None)))
+            for layer in layers
+            if not isinstance(layer, MemoryLayer)
+        ),
+        full_bytes=sum(row.seen * row.store.heads * w for row, w in zip(rows, width, strict=True)),
+    )
+
+
+def _width(column: Tensor) -> int:
+    return column[0].numel() * column.element_size()
+
+
+def _bytes(tensors: Iterable[Tensor | None]) -> int:
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors if tensor is not None)
