@@ -21,7 +21,7 @@ from namm.attention import (
 )
 from namm.padding import PaddingMask
 from namm.policies.base import Head, Policy
-from namm.storage import GROWTH, TokenStore
+from namm.storage import GROWTH, TokenStore, writable
 
 
 @dataclass
@@ -52,6 +52,7 @@ class Row:
             spare = held.new_empty(held.shape[0], GROWTH, held.shape[2])
             self.queries = torch.cat([held, spare], dim=1)
         else:
+            self.queries = writable(self.queries)
             self.queries[:, self.pending : self.pending + query.shape[1]] = query
             self.pending += query.shape[1]
 
@@ -155,10 +156,11 @@ class MemoryLayer(CacheLayerMixin):
         self._handed = key_states, value_states
         return HandedTensor.hand(key_states, self), HandedTensor.hand(value_states, self)
 
+    @torch.no_grad()
     def attend(
         self, query: Tensor, mask: Tensor | None, scaling: float, softcap: float | None, sinks: Tensor | None
     ) -> Tensor:
-        """Attention of the new tokens, which are stored on the way.
+        """Attention of the new tokens, which are stored on the way; no gradient passes.
 
         Args:
             query: ``[batch, query heads, tokens, width]``. mask: see `PaddingMask`. sinks: None or ``[query heads]``.
@@ -171,7 +173,9 @@ class MemoryLayer(CacheLayerMixin):
         keys, values = self._handed
         batch, tokens = query.shape[0], query.shape[2]
         if tokens != keys.shape[2]:
-            raise UnsupportedModelError(f"layer {self.index} attends with {tokens} queries for {keys.shape[2]} new tokens")
+            raise UnsupportedModelError(
+                f"layer {self.index} attends with {tokens} queries for {keys.shape[2]} new tokens"
+            )
         real = self.padding.real_tokens(mask, batch, tokens)
         if not self.rows:
             self.rows = [self._new_row(query[b], keys[b], values[b]) for b in range(batch)]
@@ -189,7 +193,10 @@ class MemoryLayer(CacheLayerMixin):
         return output
 
     def _new_row(self, query: Tensor, keys: Tensor, values: Tensor) -> Row:
-        return Row(TokenStore(keys.shape[0], keys, values, self.policy.state), query.new_empty(query.shape[0], 0, query.shape[2]))
+        return Row(
+            TokenStore(keys.shape[0], keys, values, self.policy.state),
+            query.new_empty(query.shape[0], 0, query.shape[2]),
+        )
 
     def _serve(
         self, queries: Sequence[Tensor], keys: Sequence[Tensor], values: Sequence[Tensor], logits: Logits
@@ -246,9 +253,21 @@ class MemoryLayer(CacheLayerMixin):
                     f"layer {self.index}, batch row {index}, KV head {h}: attention gave NaN or infinity in the "
                     f"{new} tokens before token {row.seen}; a policy can't judge such values (try another dtype)"
                 )
-            head = Head(self.index, index, h, kept.pop("keys"), kept.pop("values"), kept.pop("positions"), kept, row.seen, interval or new)
+            head = Head(
+                self.index,
+                index,
+                h,
+                kept.pop("keys"),
+                kept.pop("values"),
+                kept.pop("positions"),
+                kept,
+                row.seen,
+                interval or new,
+            )
             if watched:
-                head.attention, normaliser = self._watch(row, own, head.keys, attention, recent[own], logits.of_group(own))
+                head.attention, normaliser = self._watch(
+                    row, own, head.keys, attention, recent[own], logits.of_group(own)
+                )
                 normalisers.append(normaliser)
             head.summary, head.attention = policy.observe(head), None
             heads.append(head)

@@ -129,9 +129,7 @@ class NAMM:
         self.flat = vector
 
     def to(self, device: torch.device | str) -> NAMM:
-        return replace(
-            self, flat=self.flat.to(device), mean=self.mean.to(device), variance=self.variance.to(device)
-        )
+        return replace(self, flat=self.flat.to(device), mean=self.mean.to(device), variance=self.variance.to(device))
 
     def features(self, spectrogram: Tensor, ages: Tensor) -> Tensor:
         """What the network sees of every token: age features, then the spectrogram's (GOLDEN 3.6).
@@ -197,7 +195,9 @@ class NAMM:
             raise MemoryFileError(f"{folder / CONFIG_FILE} is no memory configuration: {error}") from error
         tensors = _read_tensors(folder / WEIGHTS_FILE)
         shapes = parameter_shapes(config.features, config.hidden)
-        statistics = {f"normalisation.{name}": (len(config.ema) * config.spectrogram.bins,) for name in ("mean", "variance")}
+        statistics = {
+            f"normalisation.{name}": (len(config.ema) * config.spectrogram.bins,) for name in ("mean", "variance")
+        }
         for part, shape in (shapes | statistics).items():
             if part not in tensors:
                 raise MemoryFileError(f"{folder / WEIGHTS_FILE} lacks the tensor {part!r}")

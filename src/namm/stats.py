@@ -68,7 +68,10 @@ def collect(layers: Sequence[object]) -> CacheStats:
     """Statistics of a cache's layers."""
     forgetting = [layer for layer in layers if isinstance(layer, MemoryLayer)]
     rows = [row for layer in forgetting for row in layer.rows]
-    width = [sum(row.store.columns[name][:1].numel() and _width(row.store.columns[name]) for name in ("keys", "values")) for row in rows]
+    width = [
+        sum(row.store.columns[name][:1].numel() and _width(row.store.columns[name]) for name in ("keys", "values"))
+        for row in rows
+    ]
     return CacheStats(
         seen=tuple(row.seen for row in forgetting[0].rows) if forgetting else (),
         kept=tuple(tuple(tuple(row.store.lengths) for row in layer.rows) for layer in forgetting),

@@ -61,6 +61,7 @@ class TokenStore:
         if any(length + tokens > free for length, free in zip(self.lengths, self.capacities, strict=True)):
             spare = tokens if tokens >= GROWTH else GROWTH
             self._relocate([length + spare for length in self.lengths])
+        self.columns = {name: writable(column) for name, column in self.columns.items()}
         for head, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
             slots = slice(start + length, start + length + tokens)
             self.columns["keys"][slots] = keys[head]
@@ -116,6 +117,11 @@ class TokenStore:
                 fresh[new : new + length] = column[old : old + length]
             self.columns[name] = fresh
         self.starts, self.capacities = starts, capacities
+
+
+def writable(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of one that was made in inference mode where that is over: torch forbids writing to it."""
+    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
 
 
 def _offsets(sizes: Sequence[int]) -> list[int]:

@@ -10,9 +10,7 @@ from namm.policies.snapkv import SnapKV
 from namm.policies.streaming import Streaming
 from namm.policies.tova import TOVA
 
-BUDGETED: dict[str, type[BudgetPolicy]] = {
-    policy.name: policy for policy in (Streaming, H2O, L2, TOVA, SnapKV, Random)
-}
+BUDGETED: dict[str, type[BudgetPolicy]] = {policy.name: policy for policy in (Streaming, H2O, L2, TOVA, SnapKV, Random)}
 """The hand-designed rules by name; each takes a budget."""
 
 __all__ = [

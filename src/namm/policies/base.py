@@ -102,7 +102,9 @@ class BudgetPolicy(Policy):
         if isinstance(self.budget, bool) or not isinstance(self.budget, (int, float)):
             raise TypeError(f"budget must be a number, got {self.budget!r}")
         if not (self.budget >= 1 if isinstance(self.budget, int) else 0.0 < self.budget <= 1.0):
-            raise ValueError(f"budget must be an int >= 1 (tokens) or a float in (0, 1] (fraction), got {self.budget!r}")
+            raise ValueError(
+                f"budget must be an int >= 1 (tokens) or a float in (0, 1] (fraction), got {self.budget!r}"
+            )
         if self.update_interval is not None and self.update_interval < 1:
             raise ValueError(f"update_interval must be at least 1, got {self.update_interval}")
 

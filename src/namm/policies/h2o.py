@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from namm.policies.base import BudgetPolicy, Head, top
+from namm.reductions import column_sum
 from namm.storage import Column
 
 
@@ -23,7 +24,7 @@ class H2O(BudgetPolicy):
 
     def observe(self, head: Head) -> None:
         assert head.attention is not None
-        head.state["mass"] += head.attention.sum(0, dtype=head.state["mass"].dtype)
+        head.state["mass"] += column_sum(head.attention)
 
     def keep(self, head: Head) -> Tensor:
         count = self.tokens(head)

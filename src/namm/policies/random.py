@@ -16,7 +16,9 @@ class Random(BudgetPolicy):
     seed: int = 0
 
     def keep(self, head: Head) -> Tensor:
-        key = hash((self.seed, head.layer, head.index, head.seen)) % 2**63  # not the row: a batch must equal single runs
+        key = (
+            hash((self.seed, head.layer, head.index, head.seen)) % 2**63
+        )  # not the row: a batch must equal single runs
         generator = torch.Generator().manual_seed(key)
         lots = torch.rand(head.tokens, generator=generator).to(head.keys.device)
         return top(lots, self.tokens(head), recent=1)

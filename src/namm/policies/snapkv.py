@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from namm.policies.base import BudgetPolicy, Head, top
+from namm.reductions import column_sum
 
 
 @dataclass
@@ -31,7 +32,7 @@ class SnapKV(BudgetPolicy):
 
     def observe(self, head: Head) -> Tensor:
         assert head.attention is not None
-        votes = head.attention.float().mean(0)
+        votes = column_sum(head.attention) / len(head.attention)
         return F.max_pool1d(votes[None], self.pool, stride=1, padding=self.pool // 2)[0]
 
     def keep(self, head: Head) -> Tensor:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from namm.policies.base import BudgetPolicy, Head
+from namm.policies.base import BudgetPolicy, Head, top
 
 
 @dataclass
@@ -18,6 +18,5 @@ class Streaming(BudgetPolicy):
     sinks: int = 4
 
     def keep(self, head: Head) -> Tensor:
-        recent = max(1, self.tokens(head) - self.sinks)
-        keep = head.positions >= head.positions[-recent]
-        return keep | (head.positions < min(self.sinks, self.tokens(head) - 1))
+        count = self.tokens(head)
+        return top(-head.positions, count, recent=count - min(self.sinks, count - 1))

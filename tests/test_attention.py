@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from namm.attention import HandedTensor, UnsupportedModelError, attend, attend_exactly, log_normaliser, replay
+
+
+def reference(
+    query: Tensor, keys: Tensor, scaling: float, softcap: float | None, sinks: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Causal probabilities ``[group, queries, tokens]`` and log normalisers, float64, from the definition."""
+    group, queries, _ = query.shape
+    logits = query.double() @ keys.double().T * scaling
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    future = torch.ones(queries, len(keys), dtype=torch.bool).triu(len(keys) - queries + 1)
+    logits = logits.masked_fill(future, -torch.inf)
+    if sinks is not None:
+        logits = torch.cat([logits, sinks.double()[:, None, None].expand(group, queries, 1)], -1)
+    return logits.softmax(-1)[..., : len(keys)], logits.logsumexp(-1)
+
+
+shapes = st.tuples(st.integers(1, 3), st.sampled_from([1, 5, 128, 129, 300]), st.sampled_from([0, 1, 90]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shape=shapes,
+    softcap=st.sampled_from([None, 5.0]),
+    with_sinks=st.booleans(),
+    record=st.sampled_from([0, 1, 4, 10**6]),
+    seed=st.integers(0, 999),
+)
+def test_attend_equals_the_definition(shape, softcap, with_sinks, record, seed):
+    group, queries, older = shape
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(group, queries, 8, generator=generator)
+    keys, values = torch.randn(2, older + queries, 8, generator=generator)
+    sinks = torch.randn(group, generator=generator) if with_sinks else None
+    record = min(record, queries)
+    expected, normaliser = reference(query, keys, 0.5, softcap, sinks)
+    options = {"scaling": 0.5, "softcap": softcap, "sinks": sinks}
+    output, attention = attend(query, keys, values, record=record, **options)
+    torch.testing.assert_close(output.double(), expected @ values.double(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(log_normaliser(query, keys, **options).double(), normaliser, atol=1e-5, rtol=1e-5)
+    if not record:
+        assert attention is None
+        return
+    recent = expected[:, queries - record :]
+    torch.testing.assert_close(attention.double(), recent.mean(0), atol=1e-6, rtol=1e-5)
+    only, every = attend(query[:, queries - record :], keys, None, record=record, per_query_head=True, **options)
+    assert only is None
+    torch.testing.assert_close(every.double(), recent, atol=1e-6, rtol=1e-5)
+
+
+def test_replay_gives_back_what_earlier_queries_paid() -> None:
+    query, keys = torch.randn(3, 16, 8), torch.randn(40, 8)
+    expected, normaliser = reference(query, keys, 0.3, None, None)
+    left = torch.tensor([0, 5, 6, 20])  # of the keys that all of these queries saw
+    again = replay(query, normaliser.float(), keys[left], 0.3)
+    torch.testing.assert_close(again.double(), expected[..., left].mean(0), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("queries", "tokens"), [(1, 1), (1, 9), (7, 7), (7, 30)])
+def test_attend_exactly_is_causal_from_the_end(queries: int, tokens: int) -> None:
+    query, keys, values = torch.randn(3, queries, 8), torch.randn(tokens, 8), torch.randn(tokens, 8)
+    expected = reference(query, keys, 0.3, None, None)[0] @ values.double()
+    torch.testing.assert_close(attend_exactly(query, keys, values, 0.3).double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda k: k + 1,
+        lambda k: k[:, :1],
+        lambda k: torch.cat([k, k]),
+        lambda k: k.transpose(1, 2),
+        lambda k: k.to(torch.float64),
+    ],
+)
+def test_handed_tensors_refuse_to_be_computed_with(compute) -> None:
+    handed = HandedTensor.hand(torch.zeros(1, 2, 3, 4), layer=None)  # type: ignore[arg-type]
+    assert handed.shape == (1, 2, 3, 4) and handed.dtype == torch.float32 and handed.size(2) == 3
+    with pytest.raises(UnsupportedModelError, match="can't be served"):
+        compute(handed)
