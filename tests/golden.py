@@ -96,18 +96,8 @@ def check_case(golden: dict[str, np.ndarray], case: str) -> int:
                 magnitudes = stft_magnitudes(signal, config.spectrogram).transpose(1, 2)
                 torch.testing.assert_close(magnitudes, expected["stft_mag"], atol=1e-5, rtol=0)
             positions = expected["pos"].int()
-            head = Head(
-                0,
-                0,
-                0,
-                torch.zeros(tokens, 1),
-                torch.zeros(tokens, 1),
-                positions,
-                {"spectrogram": state},
-                int(positions[-1]) + 1,
-                new,
-                signal,
-            )
+            columns = {"positions": positions, "spectrogram": state}
+            head = Head(0, 0, 0, columns, int(positions[-1]) + 1, new, signal)
             head.summary = policy.observe(head)
             torch.testing.assert_close(state[:, 0], expected["spec_ema"], atol=1e-5, rtol=0)
             torch.testing.assert_close(head.summary[:, :8], expected["recency_emb"], atol=1e-5, rtol=0)

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from namm.attention import HandedTensor, UnsupportedModelError, attend, attend_exactly, log_normaliser, replay
+from namm.attention import HandedTensor, Logits, UnsupportedModelError, attend, attend_exactly, log_normaliser, replay
+from namm.storage import round_up
 
 
 def reference(
@@ -43,17 +45,20 @@ def test_attend_equals_the_definition(shape, softcap, with_sinks, record, seed):
     sinks = torch.randn(group, generator=generator) if with_sinks else None
     record = min(record, queries)
     expected, normaliser = reference(query, keys, 0.5, softcap, sinks)
-    options = {"scaling": 0.5, "softcap": softcap, "sinks": sinks}
-    output, attention = attend(query, keys, values, record=record, **options)
-    torch.testing.assert_close(output.double(), expected @ values.double(), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(log_normaliser(query, keys, **options).double(), normaliser, atol=1e-5, rtol=1e-5)
-    if not record:
-        assert attention is None
+    logits, tokens = Logits(0.5, softcap, sinks), older + queries
+    slots = round_up(tokens)
+    keys, values = F.pad(keys, (0, 0, 0, slots - tokens)), F.pad(values, (0, 0, 0, slots - tokens))
+    attention = torch.zeros(record, slots) if record else None
+    output = attend(query, keys, values, tokens, logits, attention)
+    torch.testing.assert_close(output.double(), expected @ values[:tokens].double(), atol=1e-5, rtol=1e-5)
+    found = log_normaliser(query, keys, tokens, logits)
+    torch.testing.assert_close(found.double(), normaliser, atol=1e-5, rtol=1e-5)
+    if attention is None:
         return
-    recent = expected[:, queries - record :]
+    recent = F.pad(expected[:, queries - record :], (0, slots - tokens))
     torch.testing.assert_close(attention.double(), recent.mean(0), atol=1e-6, rtol=1e-5)
-    only, every = attend(query[:, queries - record :], keys, None, record=record, per_query_head=True, **options)
-    assert only is None
+    every = torch.zeros(group, record, slots)
+    assert attend(query[:, queries - record :], keys, None, tokens, logits, every) is None
     torch.testing.assert_close(every.double(), recent, atol=1e-6, rtol=1e-5)
 
 
@@ -61,8 +66,12 @@ def test_replay_gives_back_what_earlier_queries_paid() -> None:
     query, keys = torch.randn(3, 16, 8), torch.randn(40, 8)
     expected, normaliser = reference(query, keys, 0.3, None, None)
     left = torch.tensor([0, 5, 6, 20])  # of the keys that all of these queries saw
-    again = replay(query, normaliser.float(), keys[left], 0.3)
+    again, every = torch.zeros(16, 4), torch.zeros(3, 16, 4)
+    with_new_key = torch.cat([keys[left], torch.randn(1, 8)])
+    replay(query, normaliser.float(), with_new_key, Logits(0.3), again)
+    replay(query, normaliser.float(), with_new_key, Logits(0.3), every)
     torch.testing.assert_close(again.double(), expected[..., left].mean(0), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(every.double(), expected[..., left], atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("queries", "tokens"), [(1, 1), (1, 9), (7, 7), (7, 30)])

@@ -152,9 +152,10 @@ def test_stats_count_what_is_really_held(tiny: PreTrainedModel, ids: Tensor) -> 
     stats = cache.stats()
     assert stats.seen == (300,) and stats.layers == (0, 1, 2)
     assert stats.kept == (((75, 75),),) * 3
-    assert stats.kv_bytes == stats.logical_kv_bytes == 3 * 2 * 75 * 2 * 16 * 4
+    assert stats.logical_kv_bytes == 3 * 2 * 75 * 2 * 16 * 4
+    assert stats.kv_bytes == 3 * 2 * 128 * 2 * 16 * 4  # whole segments
     assert stats.full_bytes == 3 * 2 * 300 * 2 * 16 * 4
-    assert stats.state_bytes == 3 * 2 * 75 * (4 + 4)
+    assert stats.state_bytes == 3 * 2 * 128 * (4 + 4)
     assert stats.query_bytes == 0
     assert "kept 75 (25.0%)" in str(stats)
 

@@ -8,6 +8,7 @@ computes with cached keys on the way, or another attention function, fails loudl
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from namm.reductions import mean_of
+from namm.storage import round_up
 
 IMPLEMENTATION = "namm_memory"
 """Name of the attention implementation (without "sdpa" or "flash", which would trigger transformers' own checks)."""
@@ -30,9 +32,7 @@ class UnsupportedModelError(ValueError):
 
 
 class _Layer(Protocol):
-    def attend(
-        self, query: Tensor, mask: Tensor | None, scaling: float, softcap: float | None, sinks: Tensor | None
-    ) -> Tensor: ...
+    def attend(self, query: Tensor, mask: Tensor | None, logits: Logits) -> Tensor: ...
 
 
 class HandedTensor(Tensor):
@@ -109,7 +109,7 @@ def memory_attention(
             )
         return _eager(module, query, key, value, attention_mask, scaling, softcap, s_aux), None
     _refuse_unknown(module, value, key.layer, dropout, kwargs)
-    return key.layer.attend(query, attention_mask, scaling, softcap, s_aux), None
+    return key.layer.attend(query, attention_mask, Logits(scaling, softcap, s_aux)), None
 
 
 def _refuse_unknown(module: nn.Module, value: Tensor, layer: _Layer, dropout: float, kwargs: dict[str, Any]) -> None:
@@ -190,89 +190,100 @@ def attend_exactly(query: Tensor, keys: Tensor, values: Tensor, scaling: float) 
     )[0]
 
 
+@dataclass(frozen=True)
+class Logits:
+    """How queries and keys become logits, and which of the given keys are tokens.
+
+    Keys and values may come with free slots behind them (see `namm.storage.round_up`), which nothing attends to.
+
+    Attributes:
+        scaling: of the products. softcap: bound of the logits, if any. sinks: ``[group]`` logits that take their share
+            of attention and give nothing.
+    """
+
+    scaling: float
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+    def of_group(self, group: slice) -> Logits:
+        return self if self.sinks is None else replace(self, sinks=self.sinks[group])
+
+    def between(self, query: Tensor, keys: Tensor, tokens: int) -> Tensor:
+        """Causal logits of the newest tokens' own queries.
+
+        Args:
+            query: ``[group, queries, width]``. keys: ``[slots, width]``, of which the first `tokens` count.
+
+        Returns:
+            ``[group, queries, slots]``, minus infinity where a query must not look.
+        """
+        group, queries, width = query.shape
+        # one product for the whole group; the scale is a power of two for the usual widths, and exact
+        logits = (query * self.scaling).reshape(group * queries, width) @ keys.T
+        logits = _bounded(logits, self.softcap).view(group, queries, -1)
+        first_future = tokens - queries + 1
+        future = torch.ones(queries, keys.shape[0] - first_future, dtype=torch.bool, device=query.device)
+        logits[..., first_future:].masked_fill_(future.triu(), -math.inf)
+        return logits
+
+    def softmax(self, logits: Tensor) -> Tensor:
+        return _softmax(logits, None if self.sinks is None else self.sinks[:, None])
+
+
 def attend(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor | None,
-    scaling: float,
-    *,
-    record: int = 0,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-    per_query_head: bool = False,
-) -> tuple[Tensor | None, Tensor | None]:
+    query: Tensor, keys: Tensor, values: Tensor | None, tokens: int, logits: Logits, record: Tensor | None = None
+) -> Tensor | None:
     """Explicit causal attention of one KV head in tiles of queries; the probabilities serve the output and the record.
 
     Args:
-        query: ``[group, queries, width]``, the newest tokens' own. keys: ``[tokens, width]``, ``tokens >= queries``.
-        values: ``[tokens, value width]``, or None where only the record is wanted.
-        record: how many of the last queries' attention to return.
-        sinks: ``[group]`` extra logits.
+        query: ``[group, queries, width]``, the newest tokens' own.
+        keys: ``[slots, width]``, of which the first ``tokens >= queries`` count. values: ``[slots, value width]``, or
+            None where only the record is wanted.
+        record: zeros to be filled with the attention of the last queries, ``[rows, slots]`` for the mean over the group
+            or ``[group, rows, slots]``; None: not wanted.
 
     Returns:
-        output ``[group, queries, value width]`` (None without values), and the record ``[record, tokens]`` (mean over
-        the group) or ``[group, record, tokens]``, None without record; in the dtype of the query.
+        ``[group, queries, value width]`` in the dtype of the query, None without values.
     """
     group, queries, _ = query.shape
-    tokens = keys.shape[0]
     older = tokens - queries
-    query = query * scaling
     output = query.new_empty(group, queries, values.shape[-1]) if values is not None else None
-    shape = (group, record, tokens) if per_query_head else (record, tokens)
-    recorded = query.new_zeros(shape) if record else None
-    unrecorded = queries - record
+    unrecorded = queries - (record.shape[-2] if record is not None else 0)
     for start in range(0 if values is not None else unrecorded, queries, QUERY_TILE):
         stop = min(start + QUERY_TILE, queries)
-        tile, visible = stop - start, older + stop
-        logits = _bounded(query[:, start:stop].reshape(group * tile, -1) @ keys[:visible].T, softcap)
-        logits = logits.view(group, tile, visible)
-        if tile > 1:
-            future = torch.ones(tile, tile, dtype=torch.bool, device=query.device).triu(1)
-            logits[..., -tile:].masked_fill_(future, -math.inf)
-        probabilities = _softmax(logits, None if sinks is None else sinks[:, None])
+        slots = min(round_up(older + stop), keys.shape[0])
+        probabilities = logits.softmax(logits.between(query[:, start:stop], keys[:slots], older + stop))
         if output is not None and values is not None:
-            output[:, start:stop] = (probabilities.view(group * tile, visible) @ values[:visible]).view(group, tile, -1)
-        if recorded is not None and stop > unrecorded:
+            products = probabilities.view(group * (stop - start), slots) @ values[:slots]
+            output[:, start:stop] = products.view(group, stop - start, -1)
+        if record is not None and stop > unrecorded:
             first = max(start, unrecorded)
             rows = probabilities[:, first - start :]
-            recorded[..., first - unrecorded : stop - unrecorded, :visible] = rows if per_query_head else mean_of(rows)
-    return output, recorded
+            into = record[..., first - unrecorded : stop - unrecorded, :slots]
+            into.copy_(rows if record.ndim == 3 else mean_of(rows))
+    return output
 
 
-def log_normaliser(
-    query: Tensor, keys: Tensor, scaling: float, softcap: float | None = None, sinks: Tensor | None = None
-) -> Tensor:
+def log_normaliser(query: Tensor, keys: Tensor, tokens: int, logits: Logits) -> Tensor:
     """Log of the softmax denominator of each query, ``[group, queries]`` float32; arguments as for `attend`."""
-    group, queries, _ = query.shape
-    logits = _bounded((query * scaling) @ keys.T, softcap).float()
-    future = torch.ones(queries, queries, dtype=torch.bool, device=query.device).triu(1)
-    logits[..., -queries:].masked_fill_(future, -math.inf)
-    if sinks is not None:
-        logits = torch.cat([logits, sinks.to(logits)[:, None, None].expand(group, queries, 1)], dim=-1)
-    return logits.logsumexp(-1)
+    found = logits.between(query, keys, tokens).float()
+    if logits.sinks is not None:
+        sinks = logits.sinks.to(found)[:, None, None].expand(*found.shape[:-1], 1)
+        found = torch.cat([found, sinks], dim=-1)
+    return found.logsumexp(-1)
 
 
-def replay(
-    query: Tensor,
-    log_normalisers: Tensor,
-    keys: Tensor,
-    scaling: float,
-    *,
-    softcap: float | None = None,
-    per_query_head: bool = False,
-) -> Tensor:
+def replay(query: Tensor, log_normalisers: Tensor, keys: Tensor, logits: Logits, into: Tensor) -> None:
     """Attention that earlier queries paid to keys that are still there, from their log normalisers.
 
     Args:
         query: ``[group, queries, width]``. log_normalisers: ``[group, queries]``, taken when all their keys were there.
-        keys: ``[tokens, width]``, all of which those queries saw.
-
-    Returns:
-        ``[queries, tokens]`` (mean over the group) or ``[group, queries, tokens]``, in the dtype of the query.
+        keys: ``[slots, width]``, the oldest of which those queries saw.
+        into: ``[queries, n]`` for the mean over the group or ``[group, queries, n]``: filled for the first n keys.
     """
-    logits = _bounded((query * scaling) @ keys.T, softcap).float()
-    probabilities = (logits - log_normalisers[..., None]).exp_().to(query.dtype)
-    return probabilities if per_query_head else mean_of(probabilities)
+    found = _bounded((query * logits.scaling) @ keys.T, logits.softcap).float()[..., : into.shape[-1]]
+    probabilities = (found - log_normalisers[..., None]).exp_().to(query.dtype)
+    into.copy_(probabilities if into.ndim == 3 else mean_of(probabilities))
 
 
 AttentionInterface.register(IMPLEMENTATION, memory_attention)

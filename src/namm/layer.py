@@ -13,6 +13,7 @@ from transformers.cache_utils import CacheLayerMixin
 from namm.attention import (
     IMPLEMENTATION,
     HandedTensor,
+    Logits,
     UnsupportedModelError,
     attend,
     attend_exactly,
@@ -21,7 +22,7 @@ from namm.attention import (
 )
 from namm.padding import PaddingMask
 from namm.policies.base import Head, Policy
-from namm.storage import GROWTH, TokenStore, writable
+from namm.storage import SEGMENT, TokenStore, writable
 
 
 @dataclass
@@ -49,17 +50,16 @@ class Row:
             held = torch.cat([self.queries[:, : self.pending], query], dim=1)
             held = held[:, max(0, held.shape[1] - limit) :] if limit is not None else held
             self.pending = held.shape[1]
-            spare = held.new_empty(held.shape[0], GROWTH, held.shape[2])
+            spare = held.new_empty(held.shape[0], SEGMENT, held.shape[2])
             self.queries = torch.cat([held, spare], dim=1)
         else:
             self.queries = writable(self.queries)
             self.queries[:, self.pending : self.pending + query.shape[1]] = query
             self.pending += query.shape[1]
 
-    def recall(self, limit: int | None) -> Tensor:
-        """The newest `limit` queries since the last update, which are then given up."""
-        first = 0 if limit is None else max(0, self.pending - limit)
-        held, self.queries, self.pending = self.queries[:, first : self.pending], self.queries[:, :0].clone(), 0
+    def recall(self) -> Tensor:
+        """The queries held since the last update, which are then given up."""
+        held, self.queries, self.pending = self.queries[:, : self.pending], self.queries[:, :0].clone(), 0
         return held
 
     def clone(self) -> Row:
@@ -74,22 +74,6 @@ class Row:
             copy(self.carried),
             copy(self.carried_normalisers),
         )
-
-
-@dataclass(frozen=True)
-class Logits:
-    """How a layer turns queries and keys into logits: see `namm.attention.attend`."""
-
-    scaling: float
-    softcap: float | None = None
-    sinks: Tensor | None = None
-
-    def of_group(self, group: slice) -> dict[str, Any]:
-        return {
-            "scaling": self.scaling,
-            "softcap": self.softcap,
-            "sinks": None if self.sinks is None else self.sinks[group],
-        }
 
 
 CANNOT_ROLL_BACK = (
@@ -157,13 +141,12 @@ class MemoryLayer(CacheLayerMixin):
         return HandedTensor.hand(key_states, self), HandedTensor.hand(value_states, self)
 
     @torch.no_grad()
-    def attend(
-        self, query: Tensor, mask: Tensor | None, scaling: float, softcap: float | None, sinks: Tensor | None
-    ) -> Tensor:
+    def attend(self, query: Tensor, mask: Tensor | None, logits: Logits) -> Tensor:
         """Attention of the new tokens, which are stored on the way; no gradient passes.
 
         Args:
-            query: ``[batch, query heads, tokens, width]``. mask: see `PaddingMask`. sinks: None or ``[query heads]``.
+            query: ``[batch, query heads, tokens, width]``. mask: see `PaddingMask`.
+            logits: how this model attends, its sinks ``[query heads]``.
 
         Returns:
             ``[batch, tokens, query heads, value width]``; zeros for padding.
@@ -179,7 +162,6 @@ class MemoryLayer(CacheLayerMixin):
         real = self.padding.real_tokens(mask, batch, tokens)
         if not self.rows:
             self.rows = [self._new_row(query[b], keys[b], values[b]) for b in range(batch)]
-        logits = Logits(scaling, softcap, sinks)
         if real is None:
             output = torch.stack(self._serve(list(query), list(keys), list(values), logits)).transpose(1, 2)
         else:
@@ -232,19 +214,19 @@ class MemoryLayer(CacheLayerMixin):
         row.store.append(keys, values, torch.arange(row.seen, row.seen + new, device=keys.device))
         row.seen += new
         at_update = interval is not None and row.seen % interval == 0
-        watched = 0 if not at_update or interval is None else min(interval, policy.queries or interval)
-        watched = 0 if policy.queries == 0 else watched
         whole_block = new == interval
         if policy.queries != 0 and not whole_block:
             row.remember(query, policy.queries)
-        recent = query if whole_block else row.recall(policy.queries) if at_update else query[:, :0]
+        watched = query if whole_block else row.recall() if at_update else query[:, :0]
+        if policy.queries is not None:
+            watched = watched[:, max(0, watched.shape[1] - policy.queries) :]
 
         group = query.shape[0] // keys.shape[0]
         outputs, heads, normalisers = [], [], []
         for h in range(keys.shape[0]):
             own = slice(h * group, (h + 1) * group)
-            kept = row.store.head(h)
-            output, attention = self._attend_head(query[own], kept, logits.of_group(own), watched if whole_block else 0)
+            record = self._new_record(row, h, group, watched.shape[1]) if at_update and watched.shape[1] else None
+            output = self._attend_head(query[own], row.store, h, logits.of_group(own), record if whole_block else None)
             outputs.append(output)
             if not at_update:
                 continue
@@ -253,69 +235,54 @@ class MemoryLayer(CacheLayerMixin):
                     f"layer {self.index}, batch row {index}, KV head {h}: attention gave NaN or infinity in the "
                     f"{new} tokens before token {row.seen}; a policy can't judge such values (try another dtype)"
                 )
-            head = Head(
-                self.index,
-                index,
-                h,
-                kept.pop("keys"),
-                kept.pop("values"),
-                kept.pop("positions"),
-                kept,
-                row.seen,
-                interval or new,
-            )
-            if watched:
-                head.attention, normaliser = self._watch(
-                    row, own, head.keys, attention, recent[own], logits.of_group(own)
-                )
-                normalisers.append(normaliser)
+            head = Head(self.index, index, h, row.store.head(h), row.seen, interval or new)
+            if record is not None:
+                if not whole_block:
+                    fresh = record[..., policy.carry :, :]
+                    attend(watched[own], row.store.segment(h, "keys"), None, head.tokens, logits.of_group(own), fresh)
+                if policy.carry:
+                    normalisers.append(self._carry_over(row, h, own, watched[own], record, logits.of_group(own)))
+                head.attention = record[..., : head.tokens]
             head.summary, head.attention = policy.observe(head), None
             heads.append(head)
-        if at_update and policy.carry:
-            row.carried, row.carried_normalisers = recent[:, -policy.carry :].clone(), torch.cat(normalisers)
+        if normalisers:
+            row.carried, row.carried_normalisers = watched[:, -policy.carry :].clone(), torch.cat(normalisers)
         return torch.cat(outputs), heads
 
+    def _new_record(self, row: Row, head: int, group: int, queries: int) -> Tensor:
+        """Zeros for the attention that a policy sees, free slots included."""
+        keys = row.store.segment(head, "keys")
+        shape = (self.policy.carry + queries, keys.shape[0])
+        return keys.new_zeros((group, *shape) if self.policy.per_query_head else shape)
+
     def _attend_head(
-        self, query: Tensor, kept: dict[str, Tensor], logits: dict[str, Any], record: int
-    ) -> tuple[Tensor, Tensor | None]:
-        if self.policy.update_interval is None and logits["softcap"] is None and logits["sinks"] is None:
-            return attend_exactly(query, kept["keys"], kept["values"], logits["scaling"]), None
-        output, attention = attend(
-            query, kept["keys"], kept["values"], record=record, per_query_head=self.policy.per_query_head, **logits
-        )
+        self, query: Tensor, store: TokenStore, head: int, logits: Logits, record: Tensor | None
+    ) -> Tensor:
+        tokens = store.lengths[head]
+        if self.policy.update_interval is None and logits.softcap is None and logits.sinks is None:
+            kept = store.head(head)
+            return attend_exactly(query, kept["keys"], kept["values"], logits.scaling)
+        fresh = record[..., self.policy.carry :, :] if record is not None else None
+        output = attend(query, store.segment(head, "keys"), store.segment(head, "values"), tokens, logits, fresh)
         assert output is not None
-        return output, attention
+        return output
 
-    def _watch(
-        self, row: Row, own: slice, keys: Tensor, attention: Tensor | None, recent: Tensor, logits: dict[str, Any]
-    ) -> tuple[Tensor, Tensor | None]:
-        """The attention a policy sees at an update, and the log normalisers to carry to the next one.
+    def _carry_over(
+        self, row: Row, head: int, own: slice, recent: Tensor, record: Tensor, logits: Logits
+    ) -> Tensor:
+        """Fill the first rows of the record with the attention of the previous block's last queries.
 
-        The newest queries' attention comes from the block itself where a prompt filled it at once and is replayed
-        otherwise; in front of it stand the rows of the previous block's last queries, replayed on the keys that are
-        left (new keys, which those queries did not see, get zeros).
+        They are replayed on the keys that are left of those they saw; new keys keep their zeros.
+
+        Returns:
+            The log normalisers ``[group, carry]`` of this block's last queries, for the next block.
         """
-        policy = self.policy
-        if attention is None:
-            _, attention = attend(
-                recent, keys, None, record=recent.shape[1], per_query_head=policy.per_query_head, **logits
-            )
-        assert attention is not None
-        if not policy.carry:
-            return attention, None
-        earlier = attention.new_zeros(*attention.shape[:-2], policy.carry, attention.shape[-1])
+        carry, keys, tokens = self.policy.carry, row.store.segment(head, "keys"), row.store.lengths[head]
         if row.carried is not None and row.carried_normalisers is not None:
-            old = keys.shape[0] - (policy.update_interval or 0)
-            earlier[..., :old] = replay(
-                row.carried[own],
-                row.carried_normalisers[own],
-                keys[:old],
-                logits["scaling"],
-                softcap=logits["softcap"],
-                per_query_head=policy.per_query_head,
-            )
-        normaliser = log_normaliser(recent[:, -policy.carry :], keys, **logits)
-        return torch.cat([earlier, attention], dim=-2), normaliser
+            old = tokens - (self.policy.update_interval or 0)
+            earlier = record[..., :carry, :old]
+            replay(row.carried[own], row.carried_normalisers[own], keys, logits, earlier)
+        return log_normaliser(recent[:, -carry:], keys, tokens, logits)
 
     def _forget(self, updates: Sequence[tuple[Row, list[Head]]]) -> None:
         """Ask the policy about all heads of all rows that are at an update, and free what it lets go."""

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from namm.storage import round_up
 
 AGE_FEATURES = 8
 AGE_BASE = 50_000.0
@@ -92,7 +95,7 @@ def stft_magnitudes(signal: Tensor, config: SpectrogramConfig) -> Tensor:
     tokens = signal.shape[1]
     frames = signal.as_strided((queries // config.hop, config.window, tokens), (config.hop * tokens, tokens, 1))
     parts = fourier_basis(config.window, signal.dtype, signal.device) @ frames
-    power = parts.square_() if not parts.requires_grad else parts.square()
+    power = parts.square_()
     power[:, 1 : config.bins - 1] += power[:, config.bins :]
     return power[:, : config.bins].sqrt_()
 
@@ -131,7 +134,9 @@ def update_spectrogram(previous: Tensor, signal: Tensor, config: SpectrogramConf
     Returns:
         ``c ** queries * previous + moving averages of the block``, in float32 (or float64 where `signal` is).
     """
-    block = moving_averages(stft_magnitudes(signal, config), config)
+    tokens = signal.shape[1]
+    slots = F.pad(signal, (0, round_up(tokens) - tokens))  # see round_up
+    block = moving_averages(stft_magnitudes(slots, config), config)[:tokens]
     dtype = torch.promote_types(block.dtype, torch.float32)
     queries = signal.shape[0] - config.carry
     kept = torch.tensor([c**queries for c in config.ema], dtype=dtype, device=block.device)

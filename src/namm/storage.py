@@ -8,7 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-GROWTH = 64  # free slots a head gets when it is full; 512 would be 40% of a small cache
+SEGMENT = 64  # slots of a head come in such pieces; 512 would be 40% of a small cache
+
+
+def round_up(tokens: int) -> int:
+    """The smallest multiple of `SEGMENT` that holds so many tokens.
+
+    On a CPU a low-precision matrix product is compiled anew for every shape it meets, which costs more than the product
+    itself; with lengths rounded up, shapes recur.
+    """
+    return -(-tokens // SEGMENT) * SEGMENT
 
 
 @dataclass(frozen=True)
@@ -22,33 +31,33 @@ class Column:
 class TokenStore:
     """Keys, values, positions and policy state of the tokens kept, ragged over heads.
 
-    Head h owns the slots ``starts[h] : starts[h] + lengths[h]`` of every column and some free ones behind them, so
-    that appending copies nothing. Invariants (see `check`): segments do not overlap, lie in order, and every
-    segment's positions rise strictly; free slots hold zero state.
+    Head h owns the slots ``starts[h] : starts[h] + capacities[h]`` of every column, of which the first ``lengths[h]``
+    hold tokens. Capacities are multiples of `SEGMENT`. Invariants (see `check`): segments follow one another without
+    gaps, a segment's positions rise strictly, and free slots are zero in every column.
 
     Attributes:
         columns: name -> ``[slots, ...]``; always "keys" and "values" ``[slots, width]``, "positions" ``[slots]`` int32.
         lengths: tokens of each head.
     """
 
-    def __init__(
-        self, heads: int, key_like: Tensor, value_like: Tensor, state: Mapping[str, Column], reserve: int = 0
-    ) -> None:
+    def __init__(self, heads: int, key_like: Tensor, value_like: Tensor, state: Mapping[str, Column]) -> None:
         self.heads = heads
-        self.starts = [head * reserve for head in range(heads)]
-        self.lengths = [0] * heads
-        self.capacities = [reserve] * heads
-        slots, device = heads * reserve, key_like.device
+        self.starts, self.lengths, self.capacities = [0] * heads, [0] * heads, [0] * heads
+        device = key_like.device
         self.columns = {
-            "keys": key_like.new_empty(slots, key_like.shape[-1]),
-            "values": value_like.new_empty(slots, value_like.shape[-1]),
-            "positions": torch.zeros(slots, dtype=torch.int32, device=device),
-        } | {name: torch.zeros(slots, *c.shape, dtype=c.dtype, device=device) for name, c in state.items()}
+            "keys": key_like.new_zeros(0, key_like.shape[-1]),
+            "values": value_like.new_zeros(0, value_like.shape[-1]),
+            "positions": torch.zeros(0, dtype=torch.int32, device=device),
+        } | {name: torch.zeros(0, *c.shape, dtype=c.dtype, device=device) for name, c in state.items()}
 
     def head(self, head: int) -> dict[str, Tensor]:
         """Views of a head's tokens, oldest first; writing to them writes the store."""
         start, stop = self.starts[head], self.starts[head] + self.lengths[head]
         return {name: column[start:stop] for name, column in self.columns.items()}
+
+    def segment(self, head: int, name: str) -> Tensor:
+        """A view of all slots of a head, free ones included."""
+        return self.columns[name][self.starts[head] : self.starts[head] + self.capacities[head]]
 
     def append(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
         """Add the same tokens to every head.
@@ -58,9 +67,8 @@ class TokenStore:
             positions: ``[tokens]`` integers, newer than all that is stored.
         """
         tokens = keys.shape[1]
-        if any(length + tokens > free for length, free in zip(self.lengths, self.capacities, strict=True)):
-            spare = tokens if tokens >= GROWTH else GROWTH
-            self._relocate([length + spare for length in self.lengths])
+        if any(length + tokens > slots for length, slots in zip(self.lengths, self.capacities, strict=True)):
+            self._relocate([slice(0, length) for length in self.lengths], spare=tokens)
         self.columns = {name: writable(column) for name, column in self.columns.items()}
         for head, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
             slots = slice(start + length, start + length + tokens)
@@ -75,11 +83,7 @@ class TokenStore:
         Args:
             indices: for each head a rising ``[kept]`` int64 tensor of indices into its tokens.
         """
-        slots = torch.cat([index + start for index, start in zip(indices, self.starts, strict=True)])
-        self.columns = {name: column.index_select(0, slots) for name, column in self.columns.items()}
-        self.lengths = [len(index) for index in indices]
-        self.capacities = list(self.lengths)
-        self.starts = _offsets(self.capacities)
+        self._relocate(indices, spare=0)
 
     def clone(self) -> TokenStore:
         other = object.__new__(TokenStore)
@@ -98,31 +102,31 @@ class TokenStore:
         for head in range(self.heads):
             assert self.starts[head] == end, f"head {head} starts at {self.starts[head]}, expected {end}"
             assert 0 <= self.lengths[head] <= self.capacities[head], f"head {head} is longer than its segment"
+            assert self.capacities[head] % SEGMENT == 0, f"head {head} has {self.capacities[head]} slots"
             end += self.capacities[head]
             positions = self.head(head)["positions"]
             assert bool((positions.diff() > 0).all()), f"head {head}: positions do not rise"
-            for name, column in self.columns.items():
-                if name not in ("keys", "values", "positions"):
-                    free = column[self.starts[head] + self.lengths[head] : end]
-                    assert not free.any(), f"head {head}: free slots of {name!r} are not zero"
+            for name in self.columns:
+                assert not self.segment(head, name)[self.lengths[head] :].any(), f"head {head}: free {name!r} not zero"
         for name, column in self.columns.items():
             assert column.shape[0] == end, f"column {name!r} has {column.shape[0]} slots, expected {end}"
             assert column.untyped_storage().nbytes() == column.numel() * column.element_size(), f"{name!r} is a view"
 
-    def _relocate(self, capacities: list[int]) -> None:
-        starts = _offsets(capacities)
+    def _relocate(self, kept: Sequence[Tensor | slice], spare: int) -> None:
+        """Move the kept tokens of each head to segments with room for `spare` more."""
+        heads = [self.head(head) for head in range(self.heads)]
+        lengths = [len(head["positions"][index]) for head, index in zip(heads, kept, strict=True)]
+        capacities = [round_up(length + spare) for length in lengths]
+        starts = [sum(capacities[:head]) for head in range(self.heads)]
         for name, column in self.columns.items():
             fresh = column.new_zeros(sum(capacities), *column.shape[1:])
-            for old, new, length in zip(self.starts, starts, self.lengths, strict=True):
-                fresh[new : new + length] = column[old : old + length]
+            for head, index, start, length in zip(heads, kept, starts, lengths, strict=True):
+                fresh[start : start + length] = head[name][index]
             self.columns[name] = fresh
-        self.starts, self.capacities = starts, capacities
+        self.starts, self.lengths, self.capacities = starts, lengths, capacities
 
 
 def writable(tensor: Tensor) -> Tensor:
     """The tensor, or a copy of one that was made in inference mode where that is over: torch forbids writing to it."""
     return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
 
-
-def _offsets(sizes: Sequence[int]) -> list[int]:
-    return [sum(sizes[:i]) for i in range(len(sizes))]

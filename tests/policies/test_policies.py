@@ -16,11 +16,13 @@ def head(tokens: int, seen: int, seed: int = 0, attention_rows: int = 32) -> Hea
     positions = torch.cat([positions, torch.tensor([seen - 1])]).int()
     keys, values = torch.randn(2, tokens, 8, generator=generator)
     attention = torch.rand(attention_rows, tokens, generator=generator)
-    return Head(0, 0, 0, keys, values, positions, {}, seen, min(32, tokens), attention)
+    columns = {"keys": keys, "values": values, "positions": positions}
+    return Head(0, 0, 0, columns, seen, min(32, tokens), attention)
 
 
 def decide(policy: policies.Policy, view: Head) -> torch.Tensor:
-    view.state = {name: torch.zeros(view.tokens, *c.shape, dtype=c.dtype) for name, c in policy.state.items()}
+    state = {name: torch.zeros(view.tokens, *c.shape, dtype=c.dtype) for name, c in policy.state.items()}
+    view.columns = {**view.columns, **state}
     view.summary = policy.observe(view)
     return policy.select([view])[0]
 
@@ -43,7 +45,7 @@ def test_a_budget_means_the_same_for_every_rule(name, tokens, extra, budget, see
 
 
 def test_streaming_keeps_sinks_and_recent() -> None:
-    view = Head(0, 0, 0, torch.zeros(20, 1), torch.zeros(20, 1), torch.arange(20), {}, 20, 4)
+    view = Head(0, 0, 0, {"positions": torch.arange(20)}, 20, 4)
     keep = policies.Streaming(budget=6, sinks=2).keep(view)
     assert keep.nonzero().flatten().tolist() == [0, 1, 16, 17, 18, 19]
 
@@ -51,17 +53,17 @@ def test_streaming_keeps_sinks_and_recent() -> None:
 def test_h2o_accumulates_over_updates() -> None:
     policy = policies.H2O(budget=4)
     view = head(8, 8)
-    view.state = {"mass": torch.tensor([9.0, 0, 0, 0, 5.0, 0, 0, 0])}
+    view.columns = {**view.columns, "mass": torch.tensor([9.0, 0, 0, 0, 5.0, 0, 0, 0])}
     view.attention = torch.zeros(4, 8)
     view.attention[:, 1] = 2.0
     view.summary = policy.observe(view)
-    assert view.state["mass"].tolist() == [9, 8, 0, 0, 5, 0, 0, 0]
+    assert view.columns["mass"].tolist() == [9, 8, 0, 0, 5, 0, 0, 0]
     assert policy.keep(view).nonzero().flatten().tolist() == [0, 1, 6, 7]
 
 
 def test_l2_keeps_small_keys_and_can_spare_layers() -> None:
     view = head(5, 5)
-    view.keys = torch.tensor([3.0, 1.0, 2.0, 9.0, 9.0])[:, None]
+    view.columns = {**view.columns, "keys": torch.tensor([3.0, 1.0, 2.0, 9.0, 9.0])[:, None]}
     assert policies.L2(budget=3).keep(view).tolist() == [False, True, True, False, True]
     assert policies.L2(budget=3, skip_layers=1).keep(view).all()
 

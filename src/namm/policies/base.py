@@ -18,9 +18,9 @@ class Head:
 
     Attributes:
         layer, row, index: where it is; `index` counts the KV heads.
-        keys: ``[tokens, width]`` as cached (rotated, if the model rotates). values: ``[tokens, value width]``.
-        positions: ``[tokens]`` int32 original positions, rising; the last is the newest token's.
-        state: the policy's columns, ``[tokens, ...]`` each; write to them in place.
+        columns: "keys" ``[tokens, width]`` as cached (rotated, if the model rotates), "values" ``[tokens, value
+            width]``, "positions" ``[tokens]`` int32, the original ones, rising, the last the newest token's; and the
+            policy's own columns ``[tokens, ...]``: write to these in place.
         seen: tokens of this row so far, ``positions[-1] + 1``.
         new: how many of the last tokens came since the previous update.
         attention: ``[carry + queries, tokens]``, rows from the oldest query to the newest, mean over the query heads
@@ -32,14 +32,23 @@ class Head:
     layer: int
     row: int
     index: int
-    keys: Tensor
-    values: Tensor
-    positions: Tensor
-    state: dict[str, Tensor]
+    columns: Mapping[str, Tensor]
     seen: int
     new: int
     attention: Tensor | None = None
     summary: Any = None
+
+    @property
+    def keys(self) -> Tensor:
+        return self.columns["keys"]
+
+    @property
+    def values(self) -> Tensor:
+        return self.columns["values"]
+
+    @property
+    def positions(self) -> Tensor:
+        return self.columns["positions"]
 
     @property
     def tokens(self) -> int:
@@ -62,7 +71,7 @@ class Policy:
         queries: how many of the newest queries since the last update `observe` sees; 0: none, None: all of them.
         carry: rows of attention of the *previous* block's last queries that come before them (zeros at the first).
         per_query_head: give `observe` the attention of every query head instead of their mean.
-        state: columns kept beside K and V of every token, zero for new tokens.
+        state: columns of its own, kept beside K and V of every token, zero for new tokens.
     """
 
     update_interval: int | None = 256
@@ -73,7 +82,7 @@ class Policy:
     name: ClassVar[str] = "policy"
 
     def observe(self, head: Head) -> Any:
-        """Look at `head.attention` and update `head.state`; what is returned is `head.summary` later. May return None."""
+        """Look at `head.attention` and update its own columns; what is returned is `head.summary` later. May return None."""
         return None
 
     def keep(self, head: Head) -> Tensor:

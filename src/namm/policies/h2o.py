@@ -24,8 +24,8 @@ class H2O(BudgetPolicy):
 
     def observe(self, head: Head) -> None:
         assert head.attention is not None
-        head.state["mass"] += column_sum(head.attention)
+        head.columns["mass"] += column_sum(head.attention)
 
     def keep(self, head: Head) -> Tensor:
         count = self.tokens(head)
-        return top(head.state["mass"], count, recent=max(1, round(self.recent * count)))
+        return top(head.columns["mass"], count, recent=max(1, round(self.recent * count)))

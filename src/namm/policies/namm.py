@@ -48,8 +48,8 @@ class NAMMPolicy(Policy):
     def observe(self, head: Head) -> Tensor:
         """Carries the spectrogram on and returns the features ``[tokens, features]``."""
         assert head.attention is not None
-        spectrogram = update_spectrogram(head.state["spectrogram"], head.attention, self.memory.config.spectrogram)
-        head.state["spectrogram"].copy_(spectrogram)
+        spectrogram = update_spectrogram(head.columns["spectrogram"], head.attention, self.memory.config.spectrogram)
+        head.columns["spectrogram"].copy_(spectrogram)
         memory = self._memory_on(spectrogram.device)
         return memory.features(spectrogram, head.positions[-1] - head.positions)
 

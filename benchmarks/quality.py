@@ -1,0 +1,181 @@
+"""What every rule loses at equal kept fractions: continuation loss, and pass keys whose question was not known.
+
+    python benchmarks/quality.py loss                        # packaged prose and the standard library's code
+    python benchmarks/quality.py loss --text FOLDER          # texts of your own
+    python benchmarks/quality.py passkey --lengths 1024 2048 4096 --samples 30
+
+For each document the memory goes first, with a score offset for the fraction asked for; what it really kept is the
+other rules' budget on that document. Measurements are appended to a file of JSON lines as they come, and a measurement
+that the file has is not made again: stop and go on as you like.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import namm
+from namm.evaluation import answer_score, tail_loss
+from namm.policies import BUDGETED, Full, NAMMPolicy, Policy
+from namm.tasks import Document, packaged_prose, pass_key, read_documents, standard_library_documents
+
+Row = dict[str, Any]
+
+
+class Log:
+    """Finished measurements by their key, kept in a file of JSON lines."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.rows = path, {}
+        if path and path.exists():
+            self.rows = {row["key"]: row for row in map(json.loads, path.read_text().splitlines())}
+
+    def get(self, key: str, measure: Callable[[], Row]) -> Row:
+        if key not in self.rows:
+            self.rows[key] = {"key": key} | measure()
+            if self.path:
+                with self.path.open("a") as file:
+                    file.write(json.dumps(self.rows[key]) + "\n")
+        return self.rows[key]
+
+
+def mean(values: list[float], form: str = ".3f") -> str:
+    """Mean and half the width of its 95% interval."""
+    average = sum(values) / len(values)
+    if len(values) < 2:
+        return f"{average:{form}}"
+    variance = sum((value - average) ** 2 for value in values) / (len(values) - 1)
+    return f"{average:{form}} ± {1.96 * math.sqrt(variance / len(values)):.3f}"
+
+
+def rules(memory: namm.NAMM, names: list[str], aim: float, kept: Callable[[], float]) -> dict[str, Callable[[], Policy]]:
+    """Makers of the policies; `kept` is asked once the memory has been measured."""
+    interval = memory.config.update_interval
+    makers: dict[str, Callable[[], Policy]] = {"namm": lambda: NAMMPolicy(memory, kept=aim)}
+    for name in names:
+        makers[name] = lambda rule=BUDGETED[name]: rule(budget=min(1.0, kept()), update_interval=interval)
+    return makers
+
+
+def loss(arguments: argparse.Namespace, model: Any, tokenizer: Any, memory: namm.NAMM, log: Log) -> None:
+    documents = evaluation_documents(arguments)
+    names = [name for name in BUDGETED if name in arguments.policies]
+    found: dict[tuple[str, float, str], list[Row]] = {}
+    for document in track(documents, "documents"):
+        ids = tokenizer(document.text, return_tensors="pt").input_ids[:, : arguments.tokens + arguments.tail]
+        if ids.shape[1] < arguments.tokens + arguments.tail:
+            continue
+        place = f"{arguments.model} {document.name} {arguments.tokens}+{arguments.tail}"
+        full = log.get(f"{place} full", lambda ids=ids: vars(tail_loss(model, ids, Full(), arguments.tail)))
+        for aim in arguments.fractions:
+            own: list[float] = []
+            for name, make in rules(memory, names, aim, lambda own=own: own[0]).items():
+                key = f"{place} {name} {aim} {arguments.memory}"
+                row = log.get(key, lambda ids=ids, make=make: vars(tail_loss(model, ids, make(), arguments.tail)))
+                own.append(row["kept_fraction"])
+                row = row | {"rise": row["loss"] - full["loss"]}
+                found.setdefault((document.kind, aim, name), []).append(row)
+    table = Table(title=f"rise in loss of the {arguments.tail} tokens after {arguments.tokens}, nats a token (95%)")
+    for heading in ("texts", "documents", "kept", "policy", "rise", "of h2o's", "of streaming's"):
+        table.add_column(heading, justify="right")
+    for (kind, aim, name), rows in found.items():
+        average = _rise(rows)
+        shares = [_rise(found[kind, aim, other]) if (kind, aim, other) in found else math.nan for other in ("h2o", "streaming")]
+        table.add_row(
+            kind,
+            str(len(rows)),
+            f"{sum(row['kept_fraction'] for row in rows) / len(rows):.3f}",
+            name,
+            mean([row["rise"] for row in rows], "+.4f"),
+            *(f"{average / share:.2f}" for share in shares),
+        )
+    Console(width=130).print(table)
+
+
+def _rise(rows: list[Row]) -> float:
+    return sum(row["rise"] for row in rows) / len(rows)
+
+
+def passkey(arguments: argparse.Namespace, model: Any, tokenizer: Any, memory: namm.NAMM, log: Log) -> None:
+    haystack = [document for document in evaluation_documents(arguments) if document.kind == "prose"]
+    names = [name for name in BUDGETED if name in arguments.policies]
+    found: dict[tuple[int, float, str], list[Row]] = {}
+    for length in arguments.lengths:
+        for seed in track(range(arguments.samples), f"{length} tokens"):
+            sample = pass_key(haystack, tokenizer, tokens=length, seed=arguments.seed + seed)
+            parts = [
+                tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+                for text in (sample.context, sample.question, sample.answer)
+            ]
+
+            def measure(policy: Policy, parts: list[torch.Tensor] = parts) -> Row:
+                context, question, answer = parts
+                return vars(answer_score(model, context, question, answer, policy))
+
+            place = f"{arguments.model} pass key {length} {arguments.seed + seed} {arguments.text}"
+            row = log.get(f"{place} full", lambda measure=measure: measure(Full()))
+            found.setdefault((length, 1.0, "full"), []).append(row)
+            for aim in arguments.fractions:
+                own: list[float] = []
+                for name, make in rules(memory, names, aim, lambda own=own: own[0]).items():
+                    key = f"{place} {name} {aim} {arguments.memory}"
+                    row = log.get(key, lambda make=make, measure=measure: measure(make()))
+                    own.append(row["kept_fraction"])
+                    found.setdefault((length, aim, name), []).append(row)
+    table = Table(title="pass key in an essay, question unseen: log-probability a token and exact answers (95%)")
+    for heading in ("tokens", "samples", "kept", "policy", "log-probability", "right"):
+        table.add_column(heading, justify="right")
+    for (length, _, name), rows in found.items():
+        table.add_row(
+            str(length),
+            str(len(rows)),
+            f"{sum(row['kept_fraction'] for row in rows) / len(rows):.3f}",
+            name,
+            mean([row["log_probability"] for row in rows], "+.2f"),
+            mean([float(row["correct"]) for row in rows], ".2f"),
+        )
+    Console(width=130).print(table)
+
+
+def evaluation_documents(arguments: argparse.Namespace) -> list[Document]:
+    """The user's texts, or what every machine has: the packaged held-out prose and the standard library."""
+    if arguments.text:
+        documents = [document for path in arguments.text for document in read_documents(path)]
+        return documents[: arguments.documents] if arguments.documents else documents
+    code = standard_library_documents(minimum_characters=12_000)
+    return packaged_prose("heldout") + code[:: max(1, len(code) // (arguments.documents or 8))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=["loss", "passkey"])
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--memory", default="smollm2-135m")
+    parser.add_argument("--text", type=Path, nargs="+", help="files or folders in place of the packaged texts")
+    parser.add_argument("--documents", type=int, help="at most so many documents")
+    parser.add_argument("--fractions", type=float, nargs="+", default=[0.5, 0.25, 0.125])
+    parser.add_argument("--policies", nargs="*", default=list(BUDGETED), choices=list(BUDGETED))
+    parser.add_argument("--tokens", type=int, default=1280, help="loss: tokens before the tail")
+    parser.add_argument("--tail", type=int, default=256)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096], help="passkey: tokens of the context")
+    parser.add_argument("--samples", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log", type=Path, help="file of JSON lines to resume from")
+    parser.add_argument("--device")
+    arguments = parser.parse_args()
+    model, tokenizer = namm.load_model(arguments.model, device=arguments.device)
+    memory = namm.NAMM.from_pretrained(arguments.memory)
+    {"loss": loss, "passkey": passkey}[arguments.task](arguments, model, tokenizer, memory, Log(arguments.log))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""From a model and texts to a calibrated memory, resumable at every step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from namm.cache import MemoryCache
+from namm.distillation.record import Sample, record_document
+from namm.distillation.train import TrainConfig, train
+from namm.memory import NAMM, NAMMConfig
+from namm.policies import NAMMPolicy
+from namm.tasks.documents import Document
+from namm.tasks.facts import hide_facts
+
+REPEAT = "\n\nRepeat the text above.\n\n"
+CHARACTERS_PER_TOKEN = 8  # more than any text needs, to cut before tokenising
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """How a memory is distilled.
+
+    Attributes:
+        lengths: tokens of the documents, taken in turn. A memory must be taught at the lengths at which it will be
+            used: ages, averages and the number of competitors all grow with them.
+        documents: how many documents to read.
+        facts: one hidden random fact for about so many tokens; 0 hides none.
+        heads: heads recorded at each update of each pass.
+        first: share of the documents that are recorded with a full cache only. A first memory is trained on them, and
+            acts on the others, so that features are also learned as they look once most tokens are gone.
+        kept: the fraction at which the score offset is 0.
+        training: see `TrainConfig`; its seed is the seed of everything.
+    """
+
+    lengths: tuple[int, ...] = (1280, 2048)
+    documents: int = 24
+    facts: int = 150
+    heads: int = 24
+    first: float = 0.35
+    kept: float = 0.25
+    training: TrainConfig = TrainConfig()
+
+    def __post_init__(self) -> None:
+        if self.documents < 2 or self.heads < 1 or not self.lengths or not 0 < self.first < 1 or not 0 < self.kept < 1:
+            raise ValueError(f"bad distillation settings: {self}")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is being done, how much of it is done and how much there is, and a note."""
+
+    stage: str
+    done: int
+    total: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A piece of a document, ``ids`` ``[1, tokens]``."""
+
+    name: str
+    ids: Tensor
+
+
+def distill(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[Document],
+    folder: str | Path,
+    *,
+    memory: NAMMConfig,
+    settings: DistillConfig = DistillConfig(),
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> NAMM:
+    """Learn a memory from a model's attention on texts, and write it to `folder`.
+
+    Recordings and the state of training are kept in ``folder/work``; run again with the same arguments, an
+    interrupted distillation goes on where it stopped and ends with the same parameters. Deterministic for a seed.
+
+    Raises:
+        ValueError: if no document is long enough, or `folder` holds the work of other settings.
+    """
+    folder = Path(folder)
+    work = folder / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    passages = cut_passages(tokenizer, documents, memory.update_interval, settings)
+    _claim(work, {"memory": asdict(memory), "settings": asdict(settings), "passages": [_digest(p) for p in passages]})
+    first = max(1, round(settings.first * len(passages)))
+    repeat = tokenizer(REPEAT, return_tensors="pt", add_special_tokens=False).input_ids
+
+    def record(index: int, acting: NAMMPolicy | None) -> list[Sample]:
+        file = work / f"{index:04d}.pt"
+        if not file.exists():
+            rng = random.Random(f"{settings.training.seed} record {index}")
+            if acting is not None:
+                acting = replace(acting, offset=acting.offset + rng.uniform(-0.5, 1.0))
+            ids = passages[index].ids
+            samples = record_document(model, ids, repeat, memory, heads=settings.heads, rng=rng, acting=acting)
+            _save_samples(samples, file)
+        progress(Progress("recording", index + 1, len(passages), passages[index].name))
+        return _load_samples(file)
+
+    def learn(samples: Sequence[Sample], training: TrainConfig, name: str) -> NAMM:
+        def report(step: int, loss: float) -> None:
+            progress(Progress(f"training ({name})", step, training.steps, f"loss {loss:.3f}"))
+
+        return train(samples, memory, training, checkpoint=work / f"{name}.ckpt", progress=report)
+
+    samples = [sample for index in range(first) for sample in record(index, None)]
+    quick = replace(settings.training, steps=max(1, settings.training.steps // 2))
+    shortest = sorted(passages, key=lambda passage: passage.ids.shape[1])
+    early = centre(model, learn(samples, quick, "first"), shortest[:2], settings.kept)
+    acting = NAMMPolicy(early)
+    samples += [sample for index in range(first, len(passages)) for sample in record(index, acting)]
+    learned = learn(samples, settings.training, "final")
+    step = max(1, len(passages) // 4)
+    progress(Progress("calibrating", 0, 1))
+    learned = calibrate(model, centre(model, learned, passages[::step][:4], settings.kept), passages[::step][:4])
+    learned.save_pretrained(folder)
+    progress(Progress("calibrating", 1, 1))
+    return learned
+
+
+def cut_passages(
+    tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document], interval: int, settings: DistillConfig
+) -> list[Passage]:
+    """Passages of whole update intervals from the documents in a random order, with facts hidden in them.
+
+    Raises:
+        ValueError: if no document is long enough for the shortest length.
+    """
+    rng = random.Random(f"{settings.training.seed} passages")
+    order = list(documents)
+    rng.shuffle(order)
+    lengths = [max(interval, length // interval * interval) for length in settings.lengths]
+    passages: list[Passage] = []
+    for document, number in _rounds(order, rng, settings.documents * 4):
+        if len(passages) == settings.documents:
+            break
+        length = lengths[len(passages) % len(lengths)]
+        text = document.text[number : number + length * CHARACTERS_PER_TOKEN]
+        if settings.facts:
+            text = hide_facts(text, max(1, length // settings.facts), rng)
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[:, :length]
+        if ids.shape[1] == length:
+            passages.append(Passage(document.name, ids))
+    if len(passages) < 2:
+        raise ValueError(
+            f"only {len(passages)} of {len(order)} documents give a passage of {min(lengths)} tokens: give more or longer "
+            "texts, or shorter lengths"
+        )
+    return passages
+
+
+def _rounds(order: Sequence[Document], rng: random.Random, limit: int) -> Iterator[tuple[Document, int]]:
+    """Documents one after the other with the character to begin at: their beginning first, then random places."""
+    for turn in range(limit):
+        document = order[turn % len(order)] if order else None
+        if document is None:
+            return
+        yield document, 0 if turn < len(order) else rng.randrange(max(1, len(document.text) // 2))
+
+
+@torch.inference_mode()
+def kept_fraction(model: PreTrainedModel, policy: NAMMPolicy, passages: Sequence[Passage]) -> float:
+    """Mean fraction of tokens that a policy keeps of the passages."""
+    total = 0.0
+    for passage in passages:
+        cache = MemoryCache(model, policy)
+        model(passage.ids.to(model.device), past_key_values=cache, logits_to_keep=1)
+        total += cache.stats().kept_fraction
+    return total / len(passages)
+
+
+def centre(model: PreTrainedModel, memory: NAMM, passages: Sequence[Passage], kept: float) -> NAMM:
+    """The memory with its score shifted so that it keeps about `kept` of the passages at offset 0."""
+    low, high = -12.0, 12.0
+    for _ in range(7):
+        middle = (low + high) / 2
+        too_little = kept_fraction(model, NAMMPolicy(memory, offset=middle), passages) < kept
+        low, high = (middle, high) if too_little else (low, middle)
+    flat = memory.flat_parameters()
+    flat[-1] += (low + high) / 2
+    return replace(memory, flat=flat)
+
+
+def calibrate(
+    model: PreTrainedModel,
+    memory: NAMM,
+    passages: Sequence[Passage],
+    offsets: Sequence[float] = (-2.0, -1.0, 0.0, 1.0, 2.0, 4.0),
+) -> NAMM:
+    """The memory with a table of what it keeps at several offsets, for `NAMM.offset_for`."""
+    points = [(kept_fraction(model, NAMMPolicy(memory, offset=offset), passages), offset) for offset in offsets]
+    rising = [point for n, point in enumerate(points) if all(point[0] > other[0] for other in points[:n])]
+    return replace(memory, config=replace(memory.config, calibration=tuple(rising)))
+
+
+def _claim(work: Path, settings: dict[str, object]) -> None:
+    """The folder belongs to one set of arguments: recordings of others would be taken for its own."""
+    file, wanted = work / "settings.json", json.dumps(settings, indent=1)
+    if file.exists() and file.read_text() != wanted:
+        raise ValueError(
+            f"{work} holds the work of another distillation (other texts or settings): choose another folder, or delete it"
+        )
+    partial = file.with_suffix(".partial")
+    partial.write_text(wanted)
+    os.replace(partial, file)
+
+
+def _digest(passage: Passage) -> str:
+    return hashlib.sha256(passage.ids.numpy().tobytes()).hexdigest()[:16]
+
+
+def _save_samples(samples: Sequence[Sample], file: Path) -> None:
+    partial = file.with_suffix(".partial")
+    torch.save([asdict(sample) for sample in samples], partial)
+    os.replace(partial, file)
+
+
+def _load_samples(file: Path) -> list[Sample]:
+    return [Sample(**values) for values in torch.load(file, weights_only=True)]

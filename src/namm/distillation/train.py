@@ -1,0 +1,154 @@
+"""Regression of received attention on features: the network's first weights."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from namm.distillation.record import Sample
+from namm.memory import NAMM, NAMMConfig
+from namm.network import initial_parameters, token_scores, unflatten
+from namm.spectrogram import compress
+
+FLOOR = 1e-5  # attention below this is nothing
+CHECKPOINT_EVERY = 100
+NEIGHBOURS = 200  # a batch is drawn from samples of about one length, so that padding is small
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Adam with one learning-rate cycle.
+
+    Attributes:
+        steps: of `batch` samples each. learning_rate: its peak. clip: gradient norm. seed: of everything random.
+    """
+
+    steps: int = 1200
+    batch: int = 8
+    learning_rate: float = 3e-3
+    clip: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1 or self.learning_rate <= 0:
+            raise ValueError(f"steps, batch and learning_rate must be positive, got {self}")
+
+
+def attention_loss(scores: Tensor, attention: Tensor) -> Tensor:
+    """Negative log-likelihood of exponentially distributed attention with mean ``exp(score)``.
+
+    Its minimum is the logarithm of the *expected* attention. Squared error on the logarithm would find the expected
+    logarithm, which hardly counts the small chance that a token is needed badly: it forgets names and numbers.
+    """
+    target = (attention.float() + FLOOR).log()
+    return (target - scores).clamp_max(8.0).exp() + scores - target
+
+
+def train(
+    samples: Sequence[Sample],
+    config: NAMMConfig,
+    training: TrainConfig,
+    *,
+    checkpoint: Path | None = None,
+    progress: Callable[[int, float], None] = lambda step, loss: None,
+) -> NAMM:
+    """A memory whose score is the log of the attention it expects a token to receive.
+
+    Deterministic for its arguments on one machine, also when it was interrupted and resumed.
+
+    Args:
+        samples: at least one.
+        checkpoint: where to save the state of training every so often, and to resume from.
+        progress: called with the steps done and the running loss.
+
+    Raises:
+        ValueError: without samples, or if the loss is not finite.
+    """
+    if not samples:
+        raise ValueError("nothing was recorded to train on: the documents are shorter than one update interval")
+    memory = NAMM(config, _start(config, training.seed), *_statistics(samples, config))
+    memory.flat[-1] = float(_log_mean(samples))
+    ordered = sorted(samples, key=lambda sample: len(sample.ages))
+    flat = memory.flat.clone().requires_grad_()
+    optimizer = torch.optim.Adam([flat], lr=training.learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, training.learning_rate, total_steps=training.steps + 1, pct_start=0.1
+    )
+    step, running = 0, 0.0
+    if checkpoint is not None and checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        step, running = state["step"], state["running"]
+        with torch.no_grad():
+            flat.copy_(state["flat"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+    for step in range(step, training.steps):
+        rng = random.Random(f"{training.seed} {step}")
+        loss = _batch_loss(memory, flat, _draw(ordered, training.batch, rng))
+        if not torch.isfinite(loss):
+            raise ValueError(f"the loss became {loss.item()} at step {step}; try a smaller learning rate")
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([flat], training.clip)
+        optimizer.step()
+        schedule.step()
+        running = loss.item() if not step else 0.98 * running + 0.02 * loss.item()
+        progress(step + 1, running)
+        if checkpoint is not None and (step + 1) % CHECKPOINT_EVERY == 0:
+            state = {"flat": flat.detach(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+            _save(state | {"step": step + 1, "running": running}, checkpoint)
+    memory.load_flat_parameters(flat.detach())
+    return memory
+
+
+def _draw(ordered: Sequence[Sample], count: int, rng: random.Random) -> list[Sample]:
+    centre = rng.randrange(len(ordered))
+    low, high = max(0, centre - NEIGHBOURS), min(len(ordered) - 1, centre + NEIGHBOURS)
+    return [ordered[rng.randint(low, high)] for _ in range(count)]
+
+
+def _batch_loss(memory: NAMM, flat: Tensor, batch: Sequence[Sample]) -> Tensor:
+    """Mean over samples of the mean over tokens; samples are padded on the old side, where no token looks."""
+    config = memory.config
+    longest = max(len(sample.ages) for sample in batch)
+    features = torch.zeros(len(batch), longest, config.features)
+    attention, weight = torch.zeros(2, len(batch), longest)
+    for i, sample in enumerate(batch):
+        tokens = len(sample.ages)
+        features[i, longest - tokens :] = memory.features(sample.spectrogram, sample.ages)
+        attention[i, longest - tokens :] = sample.attention
+        weight[i, longest - tokens :] = 1 / (tokens * len(batch))
+    scores = token_scores(features, unflatten(flat, config.features, config.hidden), config.heads)
+    return (attention_loss(scores, attention) * weight).sum()
+
+
+def _start(config: NAMMConfig, seed: int) -> Tensor:
+    return initial_parameters(config.features, config.hidden, torch.Generator().manual_seed(seed))
+
+
+def _statistics(samples: Sequence[Sample], config: NAMMConfig) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the network's spectrogram features over every seventh token."""
+    total = torch.zeros(2, len(config.ema) * config.spectrogram.bins, dtype=torch.float64)
+    count = 0
+    for sample in samples:
+        seen = compress(sample.spectrogram[::7].float(), config.spectrogram).flatten(1).double()
+        total += torch.stack([seen.sum(0), seen.square().sum(0)])
+        count += len(seen)
+    mean = total[0] / count
+    return mean.float(), (total[1] / count - mean.square()).clamp_min(1e-6).float()
+
+
+def _log_mean(samples: Sequence[Sample]) -> Tensor:
+    return torch.stack([sample.attention.float().mean() for sample in samples]).mean().add(FLOOR).log()
+
+
+def _save(state: dict[str, object], path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)

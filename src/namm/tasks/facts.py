@@ -1,0 +1,59 @@
+"""Facts that nothing in a text leads to, hidden in it: what a memory must keep although nobody asks yet."""
+
+from __future__ import annotations
+
+import random
+import re
+import uuid
+
+_SENTENCE_END = re.compile(r"[.!?][\"')]*\s|\n\s*\n")
+_LINE_END = re.compile(r"\n")
+_THINGS = (
+    "pass key|access code|locker number|account number|ticket id|phone extension|serial number|door code|vault code|"
+    "flight number|password|meeting room|postal code|order number|batch size|port number"
+).split("|")
+_KINDS = ["", "", "red ", "blue ", "hidden ", "old ", "second ", "spare ", "northern ", "final ", "secret "]
+_NAMES = "Alice Bruno Chandra Dmitri Elena Farid Grace Hiro Ingrid Jonas Keiko Lamar Mehmet Nadia Olu Petra".split()
+_LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ0123456789"
+_FORMS = (
+    "The {kind}{thing} is {value}.",
+    "The {kind}{thing} is {value}. Remember it.",
+    "The {kind}{thing} is {value}. Remember it. {value} is the {kind}{thing}.",
+    "The {thing} of {name} is {value}.",
+    "One of the special magic numbers for {name} is: {value}.",
+    "{name}'s {thing} is {value}, and nobody else knows it.",
+    "Note: {kind}{thing} = {value}.",
+)
+
+
+def random_fact(rng: random.Random) -> str:
+    """One or two sentences with a value that nobody could guess: digits, letters, a UUID or words.
+
+    >>> random_fact(random.Random(1))
+    'The batch size is 4336.'
+    """
+    value = rng.choice(
+        (
+            lambda: str(rng.randint(10**4, 10**5 - 1)),
+            lambda: str(rng.randint(10**4, 10**5 - 1)),
+            lambda: str(rng.randint(100, 10**7)),
+            lambda: str(rng.randint(100, 10**7)),
+            lambda: str(uuid.UUID(int=rng.getrandbits(128))),
+            lambda: "".join(rng.choice(_LETTERS) for _ in range(rng.randint(5, 8))),
+            lambda: f"{rng.choice(_NAMES)} {rng.choice(_KINDS).strip() or 'green'} {rng.choice(_THINGS).split()[0]}",
+        )
+    )()
+    form = rng.choice(_FORMS)
+    return form.format(kind=rng.choice(_KINDS), thing=rng.choice(_THINGS), name=rng.choice(_NAMES), value=value)
+
+
+def hide_facts(text: str, count: int, rng: random.Random) -> str:
+    """The text with `count` random facts between its sentences (or lines, where there are no sentences)."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    ends = ends or [match.end() for match in _LINE_END.finditer(text)] or [len(text)]
+    places = sorted(rng.choice(ends) for _ in range(count))
+    parts, last = [], 0
+    for place in places:
+        parts += [text[last:place], random_fact(rng), " "]
+        last = place
+    return "".join([*parts, text[last:]])
