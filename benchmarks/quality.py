@@ -57,7 +57,9 @@ def mean(values: list[float], form: str = ".3f") -> str:
     return f"{average:{form}} ± {1.96 * math.sqrt(variance / len(values)):.3f}"
 
 
-def rules(memory: namm.NAMM, names: list[str], aim: float, kept: Callable[[], float]) -> dict[str, Callable[[], Policy]]:
+def rules(
+    memory: namm.NAMM, names: list[str], aim: float, kept: Callable[[], float]
+) -> dict[str, Callable[[], Policy]]:
     """Makers of the policies; `kept` is asked once the memory has been measured."""
     interval = memory.config.update_interval
     makers: dict[str, Callable[[], Policy]] = {"namm": lambda: NAMMPolicy(memory, kept=aim)}
@@ -89,7 +91,10 @@ def loss(arguments: argparse.Namespace, model: Any, tokenizer: Any, memory: namm
         table.add_column(heading, justify="right")
     for (kind, aim, name), rows in found.items():
         average = _rise(rows)
-        shares = [_rise(found[kind, aim, other]) if (kind, aim, other) in found else math.nan for other in ("h2o", "streaming")]
+        shares = [
+            _rise(found[kind, aim, other]) if (kind, aim, other) in found else math.nan
+            for other in ("h2o", "streaming")
+        ]
         table.add_row(
             kind,
             str(len(rows)),
@@ -166,7 +171,9 @@ def main() -> None:
     parser.add_argument("--policies", nargs="*", default=list(BUDGETED), choices=list(BUDGETED))
     parser.add_argument("--tokens", type=int, default=1280, help="loss: tokens before the tail")
     parser.add_argument("--tail", type=int, default=256)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096], help="passkey: tokens of the context")
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=[1024, 2048, 4096], help="passkey: tokens of the context"
+    )
     parser.add_argument("--samples", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", type=Path, help="file of JSON lines to resume from")

@@ -55,7 +55,7 @@ class HandedTensor(Tensor):
         handed.layer = layer
         return handed
 
-    def __repr__(self, **kwargs: Any) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"HandedTensor(shape={tuple(self.shape)})"
 
     @classmethod

@@ -166,9 +166,11 @@ class MemoryLayer(CacheLayerMixin):
             output = torch.stack(self._serve(list(query), list(keys), list(values), logits)).transpose(1, 2)
         else:
             picks = [row.nonzero().squeeze(-1) for row in real]
-            new = ([t[b].index_select(1, pick) for b, pick in enumerate(picks)] for t in (query, keys, values))
+            real_queries, real_keys, real_values = (
+                [t[b].index_select(1, pick) for b, pick in enumerate(picks)] for t in (query, keys, values)
+            )
             output = query.new_zeros(batch, tokens, query.shape[1], values.shape[-1])
-            for b, served in enumerate(self._serve(*new, logits)):
+            for b, served in enumerate(self._serve(real_queries, real_keys, real_values, logits)):
                 output[b, picks[b]] = served.transpose(0, 1)
         self.seen_with_padding += tokens
         self._handed = None
@@ -267,9 +269,7 @@ class MemoryLayer(CacheLayerMixin):
         assert output is not None
         return output
 
-    def _carry_over(
-        self, row: Row, head: int, own: slice, recent: Tensor, record: Tensor, logits: Logits
-    ) -> Tensor:
+    def _carry_over(self, row: Row, head: int, own: slice, recent: Tensor, record: Tensor, logits: Logits) -> Tensor:
         """Fill the first rows of the record with the attention of the previous block's last queries.
 
         They are replayed on the keys that are left of those they saw; new keys keep their zeros.

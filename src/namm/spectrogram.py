@@ -89,7 +89,7 @@ def stft_magnitudes(signal: Tensor, config: SpectrogramConfig) -> Tensor:
     queries = signal.shape[0] - config.carry
     if queries < config.hop or queries % config.hop:
         raise ValueError(
-            f"stft_magnitudes: {signal.shape[0]} rows are not {config.carry} carried rows plus a multiple of {config.hop}"
+            f"stft_magnitudes: {signal.shape[0]} rows are not {config.carry} carried plus a multiple of {config.hop}"
         )
     signal = signal.contiguous()
     tokens = signal.shape[1]

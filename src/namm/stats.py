@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -56,11 +57,13 @@ class CacheStats:
 
     def __str__(self) -> str:
         seen = "/".join(map(str, self.seen)) or "0"
+        held, kv, state, queries, full = (
+            f"{size / 2**20:.1f}"
+            for size in (self.held_bytes, self.kv_bytes, self.state_bytes, self.query_bytes, self.full_bytes)
+        )
         return (
-            f"seen {seen} tokens, kept {self.kept_tokens:.0f} ({self.kept_fraction:.1%}); holds "
-            f"{self.held_bytes / 2**20:.1f} MiB (K and V {self.kv_bytes / 2**20:.1f}, state "
-            f"{self.state_bytes / 2**20:.1f}, queries {self.query_bytes / 2**20:.1f}) of {self.full_bytes / 2**20:.1f} MiB "
-            "for a full cache"
+            f"seen {seen} tokens, kept {self.kept_tokens:.0f} ({self.kept_fraction:.1%}); holds {held} MiB "
+            f"(K and V {kv}, state {state}, queries {queries}) of {full} MiB for a full cache"
         )
 
 
@@ -68,10 +71,7 @@ def collect(layers: Sequence[object]) -> CacheStats:
     """Statistics of a cache's layers."""
     forgetting = [layer for layer in layers if isinstance(layer, MemoryLayer)]
     rows = [row for layer in forgetting for row in layer.rows]
-    width = [
-        sum(row.store.columns[name][:1].numel() and _width(row.store.columns[name]) for name in ("keys", "values"))
-        for row in rows
-    ]
+    width = [sum(_token_bytes(row.store.columns[name]) for name in ("keys", "values")) for row in rows]
     return CacheStats(
         seen=tuple(row.seen for row in forgetting[0].rows) if forgetting else (),
         kept=tuple(tuple(tuple(row.store.lengths) for row in layer.rows) for layer in forgetting),
@@ -89,8 +89,8 @@ def collect(layers: Sequence[object]) -> CacheStats:
     )
 
 
-def _width(column: Tensor) -> int:
-    return column[0].numel() * column.element_size()
+def _token_bytes(column: Tensor) -> int:
+    return math.prod(column.shape[1:]) * column.element_size()
 
 
 def _bytes(tensors: Iterable[Tensor | None]) -> int:

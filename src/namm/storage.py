@@ -129,4 +129,3 @@ class TokenStore:
 def writable(tensor: Tensor) -> Tensor:
     """The tensor, or a copy of one that was made in inference mode where that is over: torch forbids writing to it."""
     return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
-

@@ -90,13 +90,11 @@ class Recorder(Policy):
             self.received[head.layer, head.index].blocks.append(block)
         if head.seen > self.document:
             return None
-        spectrogram = update_spectrogram(
-            head.columns["spectrogram"], mean_of(head.attention), self.config.spectrogram
-        )
+        spectrogram = update_spectrogram(head.columns["spectrogram"], mean_of(head.attention), self.config.spectrogram)
         head.columns["spectrogram"].copy_(spectrogram)
         if self.rng.random() < self.share:
-            updates = head.seen // self.config.update_interval
-            self.seen.append((head.layer, head.index, updates, head.positions.cpu().clone(), spectrogram.bfloat16().cpu()))
+            updates, positions = head.seen // self.config.update_interval, head.positions.cpu().clone()
+            self.seen.append((head.layer, head.index, updates, positions, spectrogram.bfloat16().cpu()))
         if self.acting is None:
             return None
         return self.acting.memory.to(spectrogram.device).features(spectrogram, head.positions[-1] - head.positions)

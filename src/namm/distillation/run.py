@@ -157,8 +157,8 @@ def cut_passages(
             passages.append(Passage(document.name, ids))
     if len(passages) < 2:
         raise ValueError(
-            f"only {len(passages)} of {len(order)} documents give a passage of {min(lengths)} tokens: give more or longer "
-            "texts, or shorter lengths"
+            f"only {len(passages)} of {len(order)} documents give a passage of {min(lengths)} tokens: give more or "
+            "longer texts, or shorter lengths"
         )
     return passages
 
@@ -212,7 +212,8 @@ def _claim(work: Path, settings: dict[str, object]) -> None:
     file, wanted = work / "settings.json", json.dumps(settings, indent=1)
     if file.exists() and file.read_text() != wanted:
         raise ValueError(
-            f"{work} holds the work of another distillation (other texts or settings): choose another folder, or delete it"
+            f"{work} holds the work of another distillation (other texts or settings): "
+            "choose another folder, or delete it"
         )
     partial = file.with_suffix(".partial")
     partial.write_text(wanted)

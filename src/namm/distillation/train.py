@@ -80,15 +80,15 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, training.learning_rate, total_steps=training.steps + 1, pct_start=0.1
     )
-    step, running = 0, 0.0
+    done, running = 0, 0.0
     if checkpoint is not None and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
-        step, running = state["step"], state["running"]
+        done, running = state["step"], state["running"]
         with torch.no_grad():
             flat.copy_(state["flat"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
-    for step in range(step, training.steps):
+    for step in range(done, training.steps):
         rng = random.Random(f"{training.seed} {step}")
         loss = _batch_loss(memory, flat, _draw(ordered, training.batch, rng))
         if not torch.isfinite(loss):

@@ -82,7 +82,7 @@ class Policy:
     name: ClassVar[str] = "policy"
 
     def observe(self, head: Head) -> Any:
-        """Look at `head.attention` and update its own columns; what is returned is `head.summary` later. May return None."""
+        """Look at `head.attention`, update columns; what is returned (None is fine) becomes `head.summary`."""
         return None
 
     def keep(self, head: Head) -> Tensor:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,17 +52,8 @@ class NAMMPolicy(Policy):
         memory = self._memory_on(spectrogram.device)
         return memory.features(spectrogram, head.positions[-1] - head.positions)
 
-    def select(self, heads: Sequence[Head]) -> list[Tensor]:
-        """Scores all heads in one batch; shorter ones are padded on the old side, where nothing looks."""
-        features = [head.summary for head in heads]
-        longest = max(len(f) for f in features)
-        batch = features[0].new_zeros(len(features), longest, features[0].shape[-1])
-        for row, tokens in zip(batch, features, strict=True):
-            row[longest - len(tokens) :] = tokens
-        scores = self._memory_on(batch.device).scores(batch) + self.offset
-        return [self._keep(head, scores[i, longest - head.tokens :]) for i, head in enumerate(heads)]
-
-    def _keep(self, head: Head, scores: Tensor) -> Tensor:
+    def keep(self, head: Head) -> Tensor:
+        scores = self._memory_on(head.positions.device).scores(head.summary) + self.offset
         keep = scores >= 0
         if self.cap is not None:
             limit = max(1, self.cap if isinstance(self.cap, int) else round(self.cap * head.seen))

@@ -8,12 +8,43 @@ import uuid
 
 _SENTENCE_END = re.compile(r"[.!?][\"')]*\s|\n\s*\n")
 _LINE_END = re.compile(r"\n")
-_THINGS = (
-    "pass key|access code|locker number|account number|ticket id|phone extension|serial number|door code|vault code|"
-    "flight number|password|meeting room|postal code|order number|batch size|port number"
-).split("|")
+_THINGS = [
+    "pass key",
+    "access code",
+    "locker number",
+    "account number",
+    "ticket id",
+    "phone extension",
+    "serial number",
+    "door code",
+    "vault code",
+    "flight number",
+    "password",
+    "meeting room",
+    "postal code",
+    "order number",
+    "batch size",
+    "port number",
+]
 _KINDS = ["", "", "red ", "blue ", "hidden ", "old ", "second ", "spare ", "northern ", "final ", "secret "]
-_NAMES = "Alice Bruno Chandra Dmitri Elena Farid Grace Hiro Ingrid Jonas Keiko Lamar Mehmet Nadia Olu Petra".split()
+_NAMES = [
+    "Alice",
+    "Bruno",
+    "Chandra",
+    "Dmitri",
+    "Elena",
+    "Farid",
+    "Grace",
+    "Hiro",
+    "Ingrid",
+    "Jonas",
+    "Keiko",
+    "Lamar",
+    "Mehmet",
+    "Nadia",
+    "Olu",
+    "Petra",
+]
 _LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ0123456789"
 _FORMS = (
     "The {kind}{thing} is {value}.",

@@ -1,0 +1,17 @@
+"""The command line, one file a command: parses, calls the library, prints."""
+
+import typer
+
+from namm.cli.compare import compare
+from namm.cli.demo import demo
+from namm.cli.distill import distill
+from namm.cli.generate import generate
+
+app = typer.Typer(
+    help="Neural attention memory for transformers: a KV cache that forgets.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (demo, generate, compare, distill):
+    app.command()(command)

@@ -1,0 +1,97 @@
+"""What the commands share: options, errors, the table of policies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import, and --help should not
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from namm.evaluation import Comparison
+    from namm.memory import NAMM
+
+DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_MEMORY = "smollm2-135m"
+
+ModelOption = Annotated[str, typer.Option("--model", help="Embedded model, hub id, local folder or .gguf file.")]
+MemoryOption = Annotated[str, typer.Option("--memory", help="Shipped memory, folder or hub id.")]
+KeptOption = Annotated[
+    float | None,
+    typer.Option("--kept", min=0.01, max=1.0, help="Aim at this kept fraction (else the memory's own choice)."),
+]
+DtypeOption = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16 or float32.")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="Where the model runs, for example cuda.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+console = Console()
+errors = Console(stderr=True)
+
+
+@contextmanager
+def one_clear_error() -> Iterator[None]:
+    """What a user can mend is one sentence, not a traceback."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError) as error:
+        errors.print(f"[red]error:[/red] {error}", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        errors.print("stopped")
+        raise typer.Exit(130) from None
+
+
+def load(model: str, dtype: str, device: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from namm.models import load_model
+
+    with errors.status(f"loading {model}"):
+        return load_model(model, dtype=dtype, device=device)
+
+
+def read_text(file: Path) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        ValueError: if it is not UTF-8, or holds nothing but blanks.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not UTF-8 text") from None
+    if not text.strip():
+        raise ValueError(f"{file} is empty")
+    return text
+
+
+def run_comparison(
+    model: PreTrainedModel, ids: Tensor, memory: NAMM, kept: float | None, tail: int
+) -> list[Comparison]:
+    from namm.evaluation import compare
+
+    with errors.status("measuring") as status:
+        return list(
+            compare(model, ids, memory, kept=kept, tail=tail, progress=lambda name: status.update(f"measuring {name}"))
+        )
+
+
+def print_comparison(title: str, rows: Sequence[Comparison]) -> None:
+    table = Table(title=title, title_justify="left")
+    for heading in ("policy", "kept", "cache MiB", "loss", "rise", "prefill s"):
+        table.add_column(heading, justify="left" if heading == "policy" else "right")
+    for row in rows:
+        table.add_row(
+            row.policy,
+            f"{row.tail.kept_fraction:.3f}",
+            f"{row.tail.held_bytes / 2**20:.1f}",
+            f"{row.tail.loss:.3f}",
+            f"{row.rise:+.3f}",
+            f"{row.tail.seconds:.1f}",
+        )
+    console.print(table)

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from namm.cli import common
+from namm.cli.common import DeviceOption, DtypeOption, ModelOption, console
+
+if TYPE_CHECKING:
+    from namm.distillation import Progress
+
+
+def distill(
+    output: Annotated[Path, typer.Argument(help="Folder for the memory; the same command again resumes.")],
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="File or folder of texts (.txt, .md, source code, .jsonl); repeat it for more. "
+            "Default: Python's standard library.",
+        ),
+    ] = None,
+    model: ModelOption = common.DEFAULT_MODEL,
+    documents: Annotated[int, typer.Option(min=2, help="How many passages to read.")] = 24,
+    lengths: Annotated[str, typer.Option(help="Their lengths in tokens, taken in turn.")] = "1280,2048",
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 1200,
+    kept: Annotated[float, typer.Option(min=0.01, max=0.99, help="Kept fraction at score offset 0.")] = 0.25,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    update_interval: Annotated[int, typer.Option(help="Tokens between two decisions.")] = 256,
+    hidden: Annotated[int, typer.Option(min=1, help="Width of the backward attention.")] = 32,
+    ema: Annotated[str, typer.Option(help="Coefficients of the moving averages.")] = "0.99,0.999",
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = None,
+) -> None:
+    """Learn a memory from any model's attention on any texts: minutes, no rollouts."""
+    with common.one_clear_error():
+        from namm.distillation import DistillConfig, TrainConfig
+        from namm.distillation import distill as run
+        from namm.memory import NAMMConfig
+        from namm.tasks import read_documents, standard_library_documents
+
+        config = NAMMConfig(
+            hidden=hidden,
+            update_interval=update_interval,
+            ema=tuple(_numbers(ema, float, "--ema")),
+            compression="log",
+            normalised=True,
+            state_dtype="bfloat16",
+        )
+        settings = DistillConfig(
+            lengths=tuple(_numbers(lengths, int, "--lengths")),
+            documents=documents,
+            kept=kept,
+            training=TrainConfig(steps=steps, seed=seed),
+        )
+        texts = [d for path in text for d in read_documents(path)] if text else standard_library_documents()
+        network, tokenizer = common.load(model, dtype, device)
+        with _bars() as progress:
+            memory = run(network, tokenizer, texts, output, memory=config, settings=settings, progress=progress)
+        console.print(f"{memory.config.parameters} parameters in {output}; kept fractions by score offset:")
+        for fraction, offset in memory.config.calibration:
+            console.print(f"  {offset:+.1f}: {fraction:.3f}", highlight=False)
+
+
+def _numbers(text: str, kind: type, option: str) -> list[Any]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} takes numbers separated by commas, not {text!r}") from None
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[Progress], None]]:
+    """A bar for each stage of a long work."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Bars(*columns, console=common.errors) as bars:
+        stages: dict[str, Any] = {}
+
+        def update(progress: Progress) -> None:
+            if progress.stage not in stages:
+                stages[progress.stage] = bars.add_task(progress.stage, total=progress.total, note="")
+            bars.update(stages[progress.stage], completed=progress.done, note=progress.note)
+
+        yield update
