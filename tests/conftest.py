@@ -6,7 +6,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import BatchEncoding, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +32,44 @@ def tiny() -> PreTrainedModel:
 @pytest.fixture
 def ids() -> torch.Tensor:
     return torch.randint(3, 200, (1, 300), generator=torch.Generator().manual_seed(1))
+
+
+class Characters:
+    """A tokenizer of bytes, for models of 260 tokens."""
+
+    eos_token_id = 0
+
+    def __call__(
+        self, text: str | list[str], return_tensors: str | None = None, add_special_tokens: bool = False
+    ) -> BatchEncoding:
+        if isinstance(text, list):
+            return BatchEncoding({"input_ids": [list(one.encode()) for one in text]})
+        tokens = list(text.encode())
+        return BatchEncoding({"input_ids": torch.tensor([tokens]) if return_tensors else tokens})
+
+    def decode(self, ids: torch.Tensor, skip_special_tokens: bool = False) -> str:
+        return bytes(min(255, int(token)) for token in torch.as_tensor(ids).flatten()).decode("latin-1")
+
+
+@pytest.fixture(scope="session")
+def characters() -> Characters:
+    return Characters()
+
+
+@pytest.fixture(scope="session")
+def reader() -> PreTrainedModel:
+    """A random Llama that reads `Characters`."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=260,
+        max_position_embeddings=4096,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config).eval()

@@ -55,7 +55,7 @@ class HandedTensor(Tensor):
         handed.layer = layer
         return handed
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]  # torch's is untyped
         return f"HandedTensor(shape={tuple(self.shape)})"
 
     @classmethod

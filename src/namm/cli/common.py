@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
+from transformers import PreTrainedModel
 
-if TYPE_CHECKING:  # torch and transformers take seconds to import, and --help should not
-    from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from namm.evaluation import Comparison
-    from namm.memory import NAMM
+from namm.evaluation import Comparison, compare
+from namm.memory import NAMM
+from namm.models import load_model
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_MEMORY = "smollm2-135m"
@@ -48,9 +47,8 @@ def one_clear_error() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def load(model: str, dtype: str, device: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from namm.models import load_model
-
+def load(model: str, dtype: str, device: str | None) -> tuple[Any, Any]:
+    """Model and tokenizer, see `namm.load_model`; untyped, as transformers' own annotations lack `generate`."""
     with errors.status(f"loading {model}"):
         return load_model(model, dtype=dtype, device=device)
 
@@ -73,8 +71,6 @@ def read_text(file: Path) -> str:
 def run_comparison(
     model: PreTrainedModel, ids: Tensor, memory: NAMM, kept: float | None, tail: int
 ) -> list[Comparison]:
-    from namm.evaluation import compare
-
     with errors.status("measuring") as status:
         return list(
             compare(model, ids, memory, kept=kept, tail=tail, progress=lambda name: status.update(f"measuring {name}"))

@@ -9,6 +9,8 @@ import typer
 
 from namm.cli import common
 from namm.cli.common import DeviceOption, DtypeOption, JsonOption, KeptOption, MemoryOption, ModelOption
+from namm.memory import NAMM
+from namm.tasks import packaged_prose
 
 
 def compare(
@@ -24,9 +26,6 @@ def compare(
 ) -> None:
     """One document under every policy: kept fraction, cache size, loss of the held-out tail, time."""
     with common.one_clear_error():
-        from namm.memory import NAMM
-        from namm.tasks import packaged_prose
-
         text = common.read_text(file) if file else packaged_prose("demo")[0].text
         own = NAMM.from_pretrained(memory)
         network, tokenizer = common.load(model, dtype, device)

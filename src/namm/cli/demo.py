@@ -2,10 +2,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import torch
 import typer
 
+from namm.cache import MemoryCache
 from namm.cli import common
 from namm.cli.common import KeptOption, MemoryOption, ModelOption, console
+from namm.evaluation import answer_score
+from namm.memory import NAMM
+from namm.policies import Full, NAMMPolicy, Policy
+from namm.tasks import packaged_prose, pass_key
 
 TAIL = 256
 
@@ -18,14 +24,6 @@ def demo(
 ) -> None:
     """A real model reads a real document, forgets most of it, goes on writing and recalls a fact; then every rule."""
     with common.one_clear_error():
-        import torch
-
-        from namm.cache import MemoryCache
-        from namm.evaluation import answer_score
-        from namm.memory import NAMM
-        from namm.policies import Full, NAMMPolicy
-        from namm.tasks import packaged_prose, pass_key
-
         own = NAMM.from_pretrained(memory)
         network, tokenizer = common.load(model, "auto", None)
         document = packaged_prose("demo")[0]
@@ -54,7 +52,8 @@ def demo(
             tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
             for text in (sample.context, sample.question, sample.answer)
         )
-        for policy in (Full(), NAMMPolicy(own, kept=kept)):
+        policies: tuple[Policy, ...] = (Full(), NAMMPolicy(own, kept=kept))
+        for policy in policies:
             found = answer_score(network, context, question, answer, policy)
             console.print(
                 f"{policy.name:>5}: pass key {sample.answer.strip()}, asked after {context.shape[1]} tokens, "

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -11,9 +11,10 @@ from rich.progress import Progress as Bars
 
 from namm.cli import common
 from namm.cli.common import DeviceOption, DtypeOption, ModelOption, console
-
-if TYPE_CHECKING:
-    from namm.distillation import Progress
+from namm.distillation import DistillConfig, Progress, TrainConfig
+from namm.distillation import distill as run
+from namm.memory import NAMMConfig
+from namm.tasks import read_documents, standard_library_documents
 
 
 def distill(
@@ -39,11 +40,6 @@ def distill(
 ) -> None:
     """Learn a memory from any model's attention on any texts: minutes, no rollouts."""
     with common.one_clear_error():
-        from namm.distillation import DistillConfig, TrainConfig
-        from namm.distillation import distill as run
-        from namm.memory import NAMMConfig
-        from namm.tasks import read_documents, standard_library_documents
-
         config = NAMMConfig(
             hidden=hidden,
             update_interval=update_interval,

@@ -3,15 +3,17 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import torch
 import typer
+from transformers import TextStreamer
 
+from namm.cache import MemoryCache
 from namm.cli import common
 from namm.cli.common import DeviceOption, DtypeOption, JsonOption, KeptOption, MemoryOption, ModelOption, console
-
-if TYPE_CHECKING:
-    from namm.policies import Policy
+from namm.memory import NAMM
+from namm.policies import BUDGETED, Full, NAMMPolicy, Policy
 
 
 def generate(
@@ -32,11 +34,6 @@ def generate(
 ) -> None:
     """Continue a prompt, or answer a question about a file, with a cache that forgets."""
     with common.one_clear_error():
-        import torch
-        from transformers import TextStreamer
-
-        from namm.cache import MemoryCache
-
         parts = (common.read_text(file) if file else None, prompt, question)
         text = "\n\n".join(part for part in parts if part)
         if not text.strip():
@@ -80,9 +77,6 @@ def generate(
 
 
 def _policy(name: str, memory: str, kept: float | None, budget: float) -> Policy:
-    from namm.memory import NAMM
-    from namm.policies import BUDGETED, Full, NAMMPolicy
-
     if name == "namm":
         return NAMMPolicy(NAMM.from_pretrained(memory), kept=kept)
     if name == "full":

@@ -150,10 +150,11 @@ def cut_passages(
             break
         length = lengths[len(passages) % len(lengths)]
         text = document.text[number : number + length * CHARACTERS_PER_TOKEN]
-        if settings.facts:
-            text = hide_facts(text, max(1, length // settings.facts), rng)
-        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[:, :length]
-        if ids.shape[1] == length:
+        hidden = hide_facts(text, max(1, length // settings.facts), rng) if settings.facts else text
+        plain, ids = (
+            tokenizer(t, return_tensors="pt", add_special_tokens=False).input_ids[:, :length] for t in (text, hidden)
+        )
+        if plain.shape[1] == ids.shape[1] == length:
             passages.append(Passage(document.name, ids))
     if len(passages) < 2:
         raise ValueError(
