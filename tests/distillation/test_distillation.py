@@ -65,15 +65,17 @@ def test_a_length_off_the_interval_is_refused(reader) -> None:
         )
 
 
-def test_the_loss_is_least_at_the_log_of_the_expected_attention() -> None:
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_the_loss_is_least_at_the_log_of_the_expected_power(power: float) -> None:
     attention = torch.tensor([0.5, 0.0, 0.0, 0.0])
+    wanted = (attention + FLOOR).pow(power).mean()
     score = torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.Adam([score], lr=0.05)
     for _ in range(400):
         optimizer.zero_grad()
-        attention_loss(score.expand(4), attention).mean().backward()
+        attention_loss(score.expand(4), attention, power).mean().backward()
         optimizer.step()
-    assert float(score.detach().exp()) == pytest.approx(0.125 + FLOOR, rel=0.02)
+    assert float(score.detach().exp()) == pytest.approx(float(wanted), rel=0.02)
 
 
 def learnable(count: int) -> list[Sample]:

@@ -118,7 +118,8 @@ def distill(
         return train(samples, memory, training, checkpoint=work / f"{name}.ckpt", progress=report)
 
     samples = [sample for index in range(first) for sample in record(index, None)]
-    quick = replace(settings.training, steps=max(1, settings.training.steps // 2))
+    # the memory that acts errs on the side of keeping what may be needed, as attention_loss does with power 1
+    quick = replace(settings.training, steps=max(1, settings.training.steps // 2), power=1.0)
     shortest = sorted(passages, key=lambda passage: passage.ids.shape[1])
     early = centre(model, learn(samples, quick, "first"), shortest[:2], settings.kept)
     acting = NAMMPolicy(early)
@@ -200,7 +201,7 @@ def calibrate(
     model: PreTrainedModel,
     memory: NAMM,
     passages: Sequence[Passage],
-    offsets: Sequence[float] = (-2.0, -1.0, 0.0, 1.0, 2.0, 4.0),
+    offsets: Sequence[float] = (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0),
 ) -> NAMM:
     """The memory with a table of what it keeps at several offsets, for `NAMM.offset_for`."""
     points = [(kept_fraction(model, NAMMPolicy(memory, offset=offset), passages), offset) for offset in offsets]

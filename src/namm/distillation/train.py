@@ -27,6 +27,7 @@ class TrainConfig:
 
     Attributes:
         steps: of `batch` samples each. learning_rate: its peak. clip: gradient norm. seed: of everything random.
+        power: of the attention whose expectation is learned, see `attention_loss`.
     """
 
     steps: int = 1200
@@ -34,19 +35,21 @@ class TrainConfig:
     learning_rate: float = 3e-3
     clip: float = 1.0
     seed: int = 0
+    power: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1 or self.learning_rate <= 0:
-            raise ValueError(f"steps, batch and learning_rate must be positive, got {self}")
+        if self.steps < 1 or self.batch < 1 or self.learning_rate <= 0 or self.power <= 0:
+            raise ValueError(f"steps, batch, learning_rate and power must be positive, got {self}")
 
 
-def attention_loss(scores: Tensor, attention: Tensor) -> Tensor:
-    """Negative log-likelihood of exponentially distributed attention with mean ``exp(score)``.
+def attention_loss(scores: Tensor, attention: Tensor, power: float) -> Tensor:
+    """Negative log-likelihood of exponentially distributed ``attention ** power`` with mean ``exp(score)``.
 
-    Its minimum is the logarithm of the *expected* attention. Squared error on the logarithm would find the expected
-    logarithm, which hardly counts the small chance that a token is needed badly: it forgets names and numbers.
+    Its minimum is the log of an *expectation*. Squared error on the logarithm (the limit of small powers) would find the
+    expected logarithm, which hardly counts the small chance that a token is needed badly: it forgets names and numbers.
+    Large powers keep little else. Measured between: 0.5 and 1 cost about the same in retrieval, 0.5 less in loss.
     """
-    target = (attention.float() + FLOOR).log()
+    target = power * (attention.float() + FLOOR).log()
     return (target - scores).clamp_max(8.0).exp() + scores - target
 
 
@@ -73,7 +76,7 @@ def train(
     if not samples:
         raise ValueError("nothing was recorded to train on: the documents are shorter than one update interval")
     memory = NAMM(config, _start(config, training.seed), *_statistics(samples, config))
-    memory.flat[-1] = float(_log_mean(samples))
+    memory.flat[-1] = training.power * float(_log_mean(samples))
     ordered = sorted(samples, key=lambda sample: len(sample.ages))
     flat = memory.flat.clone().requires_grad_()
     optimizer = torch.optim.Adam([flat], lr=training.learning_rate)
@@ -90,7 +93,7 @@ def train(
         schedule.load_state_dict(state["schedule"])
     for step in range(done, training.steps):
         rng = random.Random(f"{training.seed} {step}")
-        loss = _batch_loss(memory, flat, _draw(ordered, training.batch, rng))
+        loss = _batch_loss(memory, flat, _draw(ordered, training.batch, rng), training.power)
         if not torch.isfinite(loss):
             raise ValueError(f"the loss became {loss.item()} at step {step}; try a smaller learning rate")
         optimizer.zero_grad()
@@ -113,7 +116,7 @@ def _draw(ordered: Sequence[Sample], count: int, rng: random.Random) -> list[Sam
     return [ordered[rng.randint(low, high)] for _ in range(count)]
 
 
-def _batch_loss(memory: NAMM, flat: Tensor, batch: Sequence[Sample]) -> Tensor:
+def _batch_loss(memory: NAMM, flat: Tensor, batch: Sequence[Sample], power: float) -> Tensor:
     """Mean over samples of the mean over tokens; samples are padded on the old side, where no token looks."""
     config = memory.config
     longest = max(len(sample.ages) for sample in batch)
@@ -125,7 +128,7 @@ def _batch_loss(memory: NAMM, flat: Tensor, batch: Sequence[Sample]) -> Tensor:
         attention[i, longest - tokens :] = sample.attention
         weight[i, longest - tokens :] = 1 / (tokens * len(batch))
     scores = token_scores(features, unflatten(flat, config.features, config.hidden), config.heads)
-    return (attention_loss(scores, attention) * weight).sum()
+    return (attention_loss(scores, attention, power) * weight).sum()
 
 
 def _start(config: NAMMConfig, seed: int) -> Tensor:

@@ -16,7 +16,7 @@ CODE_SUFFIXES = frozenset(
     {".py", ".js", ".ts", ".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".java", ".kt", ".go", ".rs", ".rb", ".php"}
     | {".swift", ".scala", ".lua", ".pl", ".r", ".sh", ".sql"}
 )
-DEFAULT_FRACTIONS: Mapping[str, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}
+DEFAULT_FRACTIONS: Mapping[str, float] = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
 # Tables and lists written by programs, whose lines say little about how people write code.
 _GENERATED_MODULES = frozenset({"keyword", "opcode", "sre_constants", "stringprep", "token"})
