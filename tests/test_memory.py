@@ -104,10 +104,12 @@ def test_bad_configurations_are_refused(values: dict[str, object]) -> None:
 
 
 def test_offsets_are_interpolated_within_the_calibration() -> None:
-    memory = NAMM(NAMMConfig(calibration=((0.5, 2.0), (0.1, -2.0))))
-    assert memory.offset_for(0.3) == pytest.approx(0.0)
-    assert memory.offset_for(0.5) == 2.0
-    with pytest.raises(ValueError, match=r"calibrated for 0\.10 to 0\.50"):
-        memory.offset_for(0.6)
-    with pytest.raises(ValueError, match="calibrated for nothing"):
-        NAMM().offset_for(0.5)
+    points = ((0.5, 1024, 2.0), (0.1, 1024, -2.0), (0.5, 4096, 4.0), (0.1, 4096, 0.0))
+    memory = NAMM(NAMMConfig(calibration=points))
+    assert memory.offset_for(0.3, 1024) == pytest.approx(0.0)
+    assert memory.offset_for(0.3, 2048) == pytest.approx(1.0)
+    assert memory.offset_for(0.5, 1_000_000) == 4.0 and memory.offset_for(0.5, 1) == 2.0
+    with pytest.raises(ValueError, match=r"fractions from 0\.1 to 0\.5, not for 0\.6"):
+        memory.offset_for(0.6, 1024)
+    with pytest.raises(ValueError, match="calibrated for no fraction"):
+        NAMM().offset_for(0.5, 1024)

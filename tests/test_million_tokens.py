@@ -15,7 +15,9 @@ TOKENS, CHUNK = 1_000_000, 20_000
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", [NAMMPolicy(NAMM(NAMMConfig()), cap=256), Streaming(budget=256)], ids=["namm", "streaming"])
+@pytest.mark.parametrize(
+    "policy", [NAMMPolicy(NAMM(NAMMConfig()), cap=256), Streaming(budget=256)], ids=["namm", "streaming"]
+)
 def test_a_million_tokens_stream_through_bounded_memory(policy) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(

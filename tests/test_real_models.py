@@ -51,7 +51,9 @@ def test_full_equals_sdpa_in_one_call_in_pieces_and_in_a_batch(real) -> None:
     with torch.inference_mode():
         whole = model(ids, past_key_values=MemoryCache(model, Full())).logits.float()
         cache = MemoryCache(model, Full())
-        pieces = torch.cat([model(part, past_key_values=cache).logits for part in ids.split([400, 1, 299], 1)], 1).float()
+        pieces = torch.cat(
+            [model(part, past_key_values=cache).logits for part in ids.split([400, 1, 299], 1)], 1
+        ).float()
         short = torch.cat([torch.zeros(1, 200, dtype=torch.long), ids[:, :500]], dim=1)
         mask = torch.ones(2, 700, dtype=torch.long)
         mask[1, :200] = 0

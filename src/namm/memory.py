@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +36,9 @@ class NAMMConfig:
         window, hop, ema, compression: see `SpectrogramConfig`.
         normalised: subtract and divide by the fixed statistics stored beside the parameters.
         state_dtype: how a kept token's spectrogram is stored in the cache, ``"float32"`` or ``"bfloat16"``.
-        calibration: measured pairs (kept fraction, score offset), by which `offset_for` turns a wish into an offset.
+        calibration: measured triples (kept fraction, tokens seen, score offset), by which `offset_for` turns a wish
+            into an offset. A fixed offset keeps a smaller fraction of longer texts.
+        kept: the fraction this memory aims at where its user names none; None: keep where the score is >= 0.
     """
 
     hidden: int = 32
@@ -46,11 +50,14 @@ class NAMMConfig:
     compression: str = "none"
     normalised: bool = False
     state_dtype: str = "float32"
-    calibration: tuple[tuple[float, float], ...] = ()
+    calibration: tuple[tuple[float, int, float], ...] = ()
+    kept: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ema", tuple(self.ema))
-        object.__setattr__(self, "calibration", tuple((float(k), float(o)) for k, o in sorted(self.calibration)))
+        object.__setattr__(
+            self, "calibration", tuple((float(k), int(t), float(o)) for k, t, o in sorted(self.calibration))
+        )
         if self.hidden < 1 or self.heads < 1 or self.hidden % self.heads:
             raise ValueError(f"heads ({self.heads}) must divide the hidden width ({self.hidden})")
         if self.update_interval < self.hop or self.update_interval % self.hop:
@@ -151,20 +158,25 @@ class NAMM:
         weights = unflatten(self.flat, self.config.features, self.config.hidden)
         return token_scores(features, weights, self.config.heads)
 
-    def offset_for(self, kept: float) -> float:
-        """The score offset at which this memory kept about the fraction `kept` of its calibration texts.
+    def offset_for(self, kept: float, tokens: int) -> float:
+        """The score offset at which this memory kept about the fraction `kept` of texts of so many tokens.
+
+        Between the calibrated fractions, and between the logarithms of the calibrated lengths, it is interpolated;
+        beyond the shortest and the longest length the nearest counts.
 
         Raises:
-            ValueError: outside the calibrated range, or where the memory was never calibrated.
+            ValueError: outside the calibrated fractions, or where the memory was never calibrated.
         """
-        points = self.config.calibration
-        if len(points) < 2 or not points[0][0] <= kept <= points[-1][0]:
-            span = f"{points[0][0]:.2f} to {points[-1][0]:.2f}" if len(points) > 1 else "nothing"
-            raise ValueError(f"this memory is calibrated for {span}, not for a kept fraction of {kept}; give `offset`")
-        for (low, at_low), (high, at_high) in zip(points, points[1:], strict=False):
-            if kept <= high:
-                return at_low + (at_high - at_low) * (kept - low) / (high - low)
-        raise AssertionError("unreachable: the range was checked")
+        fractions = sorted({fraction for fraction, _, _ in self.config.calibration})
+        if not fractions or not fractions[0] <= kept <= fractions[-1]:
+            span = f"fractions from {fractions[0]} to {fractions[-1]}" if fractions else "no fraction"
+            raise ValueError(f"this memory is calibrated for {span}, not for {kept}; give `offset` instead of `kept`")
+        at_length = []
+        for fraction in fractions:
+            curve = [(length, offset) for other, length, offset in self.config.calibration if other == fraction]
+            lengths, offsets = zip(*curve, strict=True)
+            at_length.append(np.interp(math.log(tokens), np.log(lengths), offsets))
+        return float(np.interp(kept, fractions, at_length))
 
     def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:
         """Write ``config.json``, ``model.safetensors`` and, where given, a model card ``README.md``."""

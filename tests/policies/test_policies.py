@@ -123,7 +123,7 @@ def test_bad_namm_arguments_are_refused() -> None:
         NAMMPolicy(NAMM(), offset=1.0, kept=0.5)
     with pytest.raises(ValueError, match="cap"):
         NAMMPolicy(NAMM(), cap=0)
-    with pytest.raises(ValueError, match="calibrated for nothing"):
+    with pytest.raises(ValueError, match="calibrated for no fraction"):
         NAMMPolicy(NAMM(), kept=0.5)
 
 

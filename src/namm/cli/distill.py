@@ -30,7 +30,9 @@ def distill(
     documents: Annotated[int, typer.Option(min=2, help="How many passages to read.")] = 24,
     lengths: Annotated[str, typer.Option(help="Their lengths in tokens, taken in turn.")] = "1280,2048",
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 1200,
-    kept: Annotated[float, typer.Option(min=0.01, max=0.99, help="Kept fraction at score offset 0.")] = 0.25,
+    kept: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="The fraction that the memory aims at by itself.")
+    ] = 0.25,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     update_interval: Annotated[int, typer.Option(help="Tokens between two decisions.")] = 256,
     hidden: Annotated[int, typer.Option(min=1, help="Width of the backward attention.")] = 32,
@@ -58,9 +60,7 @@ def distill(
         network, tokenizer = common.load(model, dtype, device)
         with _bars() as progress:
             memory = run(network, tokenizer, texts, output, memory=config, settings=settings, progress=progress)
-        console.print(f"{memory.config.parameters} parameters in {output}; kept fractions by score offset:")
-        for fraction, offset in memory.config.calibration:
-            console.print(f"  {offset:+.1f}: {fraction:.3f}", highlight=False)
+        console.print(f"{memory.config.parameters} parameters in {output}; it aims at keeping {kept:.0%}")
 
 
 def _numbers(text: str, kind: type, option: str) -> list[Any]:

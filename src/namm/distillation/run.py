@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from namm.cache import MemoryCache
+from namm.distillation.calibrate import Passage, calibrate, centre
 from namm.distillation.record import Sample, record_document
 from namm.distillation.train import TrainConfig, train
 from namm.memory import NAMM, NAMMConfig
@@ -38,7 +37,7 @@ class DistillConfig:
         heads: heads recorded at each update of each pass.
         first: share of the documents that are recorded with a full cache only. A first memory is trained on them, and
             acts on the others, so that features are also learned as they look once most tokens are gone.
-        kept: the fraction at which the score offset is 0.
+        kept: the fraction that the memory aims at unless its user says otherwise.
         training: see `TrainConfig`; its seed is the seed of everything.
     """
 
@@ -63,14 +62,6 @@ class Progress:
     done: int
     total: int
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A piece of a document, ``ids`` ``[1, tokens]``."""
-
-    name: str
-    ids: Tensor
 
 
 def distill(
@@ -104,7 +95,7 @@ def distill(
         if not file.exists():
             rng = random.Random(f"{settings.training.seed} record {index}")
             if acting is not None:
-                acting = replace(acting, offset=acting.offset + rng.uniform(-0.5, 1.0))
+                acting = replace(acting, offset=rng.uniform(-0.5, 1.0))
             ids = passages[index].ids
             samples = record_document(model, ids, repeat, memory, heads=settings.heads, rng=rng, acting=acting)
             _save_samples(samples, file)
@@ -122,12 +113,11 @@ def distill(
     quick = replace(settings.training, steps=max(1, settings.training.steps // 2), power=1.0)
     shortest = sorted(passages, key=lambda passage: passage.ids.shape[1])
     early = centre(model, learn(samples, quick, "first"), shortest[:2], settings.kept)
-    acting = NAMMPolicy(early)
+    acting = NAMMPolicy(early, offset=0.0)
     samples += [sample for index in range(first, len(passages)) for sample in record(index, acting)]
     learned = learn(samples, settings.training, "final")
-    step = max(1, len(passages) // 4)
     progress(Progress("calibrating", 0, 1))
-    learned = calibrate(model, centre(model, learned, passages[::step][:4], settings.kept), passages[::step][:4])
+    learned = calibrate(model, centre(model, learned, shortest[-4:], settings.kept), shortest[-4:], settings.kept)
     learned.save_pretrained(folder)
     progress(Progress("calibrating", 1, 1))
     return learned
@@ -172,41 +162,6 @@ def _rounds(order: Sequence[Document], rng: random.Random, limit: int) -> Iterat
         if document is None:
             return
         yield document, 0 if turn < len(order) else rng.randrange(max(1, len(document.text) // 2))
-
-
-@torch.inference_mode()
-def kept_fraction(model: PreTrainedModel, policy: NAMMPolicy, passages: Sequence[Passage]) -> float:
-    """Mean fraction of tokens that a policy keeps of the passages."""
-    total = 0.0
-    for passage in passages:
-        cache = MemoryCache(model, policy)
-        model(passage.ids.to(model.device), past_key_values=cache, logits_to_keep=1)
-        total += cache.stats().kept_fraction
-    return total / len(passages)
-
-
-def centre(model: PreTrainedModel, memory: NAMM, passages: Sequence[Passage], kept: float) -> NAMM:
-    """The memory with its score shifted so that it keeps about `kept` of the passages at offset 0."""
-    low, high = -12.0, 12.0
-    for _ in range(7):
-        middle = (low + high) / 2
-        too_little = kept_fraction(model, NAMMPolicy(memory, offset=middle), passages) < kept
-        low, high = (middle, high) if too_little else (low, middle)
-    flat = memory.flat_parameters()
-    flat[-1] += (low + high) / 2
-    return replace(memory, flat=flat)
-
-
-def calibrate(
-    model: PreTrainedModel,
-    memory: NAMM,
-    passages: Sequence[Passage],
-    offsets: Sequence[float] = (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0),
-) -> NAMM:
-    """The memory with a table of what it keeps at several offsets, for `NAMM.offset_for`."""
-    points = [(kept_fraction(model, NAMMPolicy(memory, offset=offset), passages), offset) for offset in offsets]
-    rising = [point for n, point in enumerate(points) if all(point[0] > other[0] for other in points[:n])]
-    return replace(memory, config=replace(memory.config, calibration=tuple(rising)))
 
 
 def _claim(work: Path, settings: dict[str, object]) -> None:

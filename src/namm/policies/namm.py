@@ -13,28 +13,31 @@ from namm.storage import Column
 
 @dataclass
 class NAMMPolicy(Policy):
-    """The neural attention memory: keep a token where its score is at least ``-offset`` (GOLDEN 3.9).
+    """The neural attention memory: keep a token where its score is at least ``-offset``.
 
     Attributes:
         memory: the network and its configuration, which also sets the update interval.
         offset: added to every score; larger keeps more. One memory serves all sizes by it, without retraining.
-        kept: instead of `offset`: the fraction to keep, looked up in the memory's calibration. What is kept in the
-            end still depends on the text.
+        kept: instead of `offset`: the fraction to aim at, by offsets that were calibrated for every length. What is
+            kept in the end still depends on the text. With neither, the memory's own ``config.kept`` counts, and
+            without that an offset of 0 as in the paper.
         cap: at most this many tokens a head (int) or this fraction of the tokens seen (float), the best by score.
     """
 
     name = "namm"
     memory: NAMM
-    offset: float = 0.0
+    offset: float | None = None
     kept: float | None = None
     cap: float | int | None = None
 
     def __post_init__(self) -> None:
         config = self.memory.config
+        if self.kept is not None and self.offset is not None:
+            raise ValueError("give either offset or kept, not both")
+        if self.kept is None and self.offset is None:
+            self.kept = config.kept
         if self.kept is not None:
-            if self.offset:
-                raise ValueError("give either offset or kept, not both")
-            self.offset = self.memory.offset_for(self.kept)
+            self.memory.offset_for(self.kept, 1)  # refuse early
         if self.cap is not None and not (self.cap >= 1 if isinstance(self.cap, int) else 0.0 < self.cap <= 1.0):
             raise ValueError(f"cap must be an int >= 1 (tokens) or a float in (0, 1] (fraction), got {self.cap!r}")
         self._placed: dict[torch.device, NAMM] = {}
@@ -53,7 +56,8 @@ class NAMMPolicy(Policy):
         return memory.features(spectrogram, head.positions[-1] - head.positions)
 
     def keep(self, head: Head) -> Tensor:
-        scores = self._memory_on(head.positions.device).scores(head.summary) + self.offset
+        offset = self.offset or 0.0 if self.kept is None else self.memory.offset_for(self.kept, head.seen)
+        scores = self._memory_on(head.positions.device).scores(head.summary) + offset
         keep = scores >= 0
         if self.cap is not None:
             limit = max(1, self.cap if isinstance(self.cap, int) else round(self.cap * head.seen))
