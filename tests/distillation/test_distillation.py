@@ -131,7 +131,7 @@ def test_distilling_is_deterministic_resumable_and_calibrated(reader, characters
     arguments = {"memory": CONFIG, "settings": SETTINGS}
     first = distill(reader, characters, documents(), tmp_path / "a", **arguments)
     offsets = [offset for _, _, offset in first.config.calibration]
-    assert len(offsets) == 4 and offsets[0] < offsets[-1] and first.config.kept == 0.25
+    assert len(offsets) == 3 and offsets[0] < offsets[-1] and first.config.kept == 0.25
     loaded = NAMM.from_pretrained(tmp_path / "a")
     assert loaded.config == first.config and torch.equal(loaded.flat, first.flat)
 

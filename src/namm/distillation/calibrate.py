@@ -13,8 +13,8 @@ from namm.cache import MemoryCache
 from namm.memory import NAMM
 from namm.policies import NAMMPolicy
 
-FRACTIONS = (0.1, 0.25, 0.5, 0.8)
-ROUNDS = 5
+FRACTIONS = (0.125, 0.25, 0.5)
+ROUNDS = 4
 STEP = 1.5  # offset for one more of the fraction: of the order seen, and small enough not to swing
 
 
@@ -74,7 +74,8 @@ def calibrate(
         progress: called after each round with the fraction wanted and those found.
     """
     triples: list[tuple[float, int, float]] = []
-    for fraction in sorted({*FRACTIONS, kept}):
+    outside = () if FRACTIONS[0] <= kept <= FRACTIONS[-1] else (kept,)
+    for fraction in sorted((*FRACTIONS, *outside)):
         offsets = dict.fromkeys(lengths(max(passage.ids.shape[1] for passage in passages)), 0.0)
         for _ in range(ROUNDS):
             curve = tuple((fraction, length, offset) for length, offset in offsets.items())
