@@ -14,7 +14,7 @@ from namm.cli.common import DeviceOption, DtypeOption, ModelOption, console
 from namm.distillation import DistillConfig, Progress, TrainConfig
 from namm.distillation import distill as run
 from namm.memory import NAMMConfig
-from namm.tasks import read_documents, standard_library_documents
+from namm.tasks import read_documents, split_documents, standard_library_documents
 
 
 def distill(
@@ -56,7 +56,8 @@ def distill(
             kept=kept,
             training=TrainConfig(steps=steps, seed=seed),
         )
-        texts = [d for path in text for d in read_documents(path)] if text else standard_library_documents()
+        library = split_documents(standard_library_documents(), seed=0)["train"]  # the rest is for evaluation
+        texts = [d for path in text for d in read_documents(path)] if text else library
         network, tokenizer = common.load(model, dtype, device)
         with _bars() as progress:
             memory = run(network, tokenizer, texts, output, memory=config, settings=settings, progress=progress)
