@@ -293,6 +293,9 @@ def test_sliding_layers_pass_through(ids: Tensor) -> None:
     cache = MemoryCache(model, Full())
     torch.testing.assert_close(run(model, ids, cache, [100, 1]), expected, atol=1e-4, rtol=1e-3)
     assert cache.stats().layers == (1, 3) and cache.stats().other_bytes > 0
+    batch, mask, positions = padded(ids, 200)
+    output = run(model, batch, MemoryCache(model, Full()), [], attention_mask=mask, position_ids=positions)
+    torch.testing.assert_close(output[1, 100:], expected[0, :200], atol=1e-4, rtol=1e-3)
 
 
 def test_a_model_of_sliding_layers_only_is_refused() -> None:
@@ -344,3 +347,50 @@ def test_reset_makes_the_cache_new(tiny: PreTrainedModel, ids: Tensor) -> None:
     cache.reset()
     assert cache.stats().held_bytes == 0 and cache.get_seq_length() == 0
     assert torch.equal(run(tiny, ids, cache, []), first)
+
+
+def test_the_rows_carried_over_are_the_last_rows_of_the_block_before(tiny: PreTrainedModel, ids: Tensor) -> None:
+    seen: dict[tuple[int, int], list[Tensor]] = {}
+
+    class Watching(NAMMPolicy):
+        def observe(self, head):
+            seen.setdefault((head.layer, head.index), []).append(head.attention.clone())
+            return super().observe(head)
+
+    run(tiny, ids, MemoryCache(tiny, Watching(MEMORY, offset=1e9)), [100])
+    assert len(seen) == 6
+    for blocks in seen.values():
+        assert len(blocks) == 4 and not blocks[0][:16].any()
+        for before, after in zip(blocks, blocks[1:], strict=False):
+            torch.testing.assert_close(after[:16, : before.shape[1]], before[-16:], atol=1e-6, rtol=1e-4)
+            assert not after[:16, before.shape[1] :].any()
+
+
+def test_an_interrupted_call_is_noticed(tiny: PreTrainedModel, ids: Tensor) -> None:
+    cache = MemoryCache(tiny, Full())
+    run(tiny, ids[:, :30], cache, [])
+    handle = tiny.model.layers[0].mlp.register_forward_hook(lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        tiny(ids[:, 30:40], past_key_values=cache)
+    handle.remove()
+    with pytest.raises(RuntimeError, match="interrupted"):
+        tiny(ids[:, 40:50], past_key_values=cache)
+
+
+def test_new_parameters_count_at_once(tiny: PreTrainedModel, ids: Tensor) -> None:
+    memory = NAMM(NAMMConfig(update_interval=64))
+    policy = NAMMPolicy(memory)
+    run(tiny, ids, MemoryCache(tiny, policy), [])
+    vector = memory.flat_parameters()
+    vector[-1] = 1e6
+    memory.load_flat_parameters(vector)
+    cache = MemoryCache(tiny, policy)
+    run(tiny, ids, cache, [])
+    assert cache.stats().kept_fraction == 1.0
+
+
+def test_a_mask_that_forgets_the_past_is_refused(tiny: PreTrainedModel, ids: Tensor) -> None:
+    cache = MemoryCache(tiny, Full())
+    run(tiny, ids[:, :20], cache, [])
+    with pytest.raises(ValueError, match="must cover the tokens of earlier calls"):
+        tiny(ids[:, 20:30], attention_mask=torch.ones(1, 10, dtype=torch.long), past_key_values=cache)

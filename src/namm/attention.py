@@ -146,10 +146,15 @@ def _eager(
     queries, tokens = logits.shape[-2:]
     if mask is None and queries > 1 and getattr(module, "is_causal", True):
         mask = torch.ones(queries, tokens, dtype=torch.bool, device=query.device).tril(tokens - queries)
-    if mask is not None and mask.dtype == torch.bool:
-        mask = torch.zeros(mask.shape, dtype=logits.dtype, device=logits.device).masked_fill(~mask, -math.inf)
     logits = _bounded(logits * scaling, softcap)
-    probabilities = _softmax(logits if mask is None else logits + mask, sinks[:, None] if sinks is not None else None)
+    hidden = ~mask if mask is not None and mask.dtype == torch.bool else None
+    if hidden is not None:
+        logits = logits.masked_fill(hidden, -math.inf)
+    elif mask is not None:
+        logits = logits + mask
+    probabilities = _softmax(logits, sinks[:, None] if sinks is not None else None)
+    if hidden is not None:
+        probabilities = probabilities.masked_fill(hidden, 0)  # a row of padding sees nothing: zeros, as sdpa gives
     return (probabilities @ repeat_kv(value, group)).transpose(1, 2).contiguous()
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache, get_layer_types_and_kwargs
 
@@ -56,6 +59,15 @@ class MemoryCache(Cache):
                 for index, (kind, options) in enumerate(zip(types, arguments, strict=True))
             ]
         )
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' own; refuses to go on after a call that was interrupted between two layers."""
+        layers = [layer for layer in self.layers if isinstance(layer, MemoryLayer)]
+        if layer_idx == layers[0].index and len({layer.seen_with_padding for layer in layers}) > 1:
+            raise RuntimeError(
+                "an earlier call was interrupted and the layers of this cache have seen different tokens; reset() it"
+            )
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def stats(self) -> CacheStats:
         """Tokens seen and kept, and bytes held, counted from the tensors."""

@@ -217,7 +217,7 @@ class MemoryLayer(CacheLayerMixin):
         row.seen += new
         at_update = interval is not None and row.seen % interval == 0
         whole_block = new == interval
-        if policy.queries != 0 and not whole_block:
+        if interval is not None and policy.queries != 0 and not whole_block:
             row.remember(query, policy.queries)
         watched = query if whole_block else row.recall() if at_update else query[:, :0]
         if policy.queries is not None:
@@ -279,9 +279,13 @@ class MemoryLayer(CacheLayerMixin):
         """
         carry, keys, tokens = self.policy.carry, row.store.segment(head, "keys"), row.store.lengths[head]
         if row.carried is not None and row.carried_normalisers is not None:
-            old = tokens - (self.policy.update_interval or 0)
+            interval = self.policy.update_interval or 0
+            old = tokens - interval
             earlier = record[..., :carry, :old]
             replay(row.carried[own], row.carried_normalisers[own], keys, logits, earlier)
+            asked = torch.arange(row.seen - interval - carry, row.seen - interval, device=keys.device)
+            positions = row.store.head(head)["positions"][:old]
+            earlier.masked_fill_(positions > asked[:, None], 0)  # a query pays newer tokens nothing
         return log_normaliser(recent[:, -carry:], keys, tokens, logits)
 
     def _forget(self, updates: Sequence[tuple[Row, list[Head]]]) -> None:
@@ -294,10 +298,14 @@ class MemoryLayer(CacheLayerMixin):
                     f"policy {self.policy.name!r} must answer with a bool tensor [{head.tokens}] for a head of as many "
                     f"tokens, not with {keep.dtype} {list(keep.shape)}"
                 )
-            keep[-1] = True
         kept = iter(answers)
         for row, row_heads in updates:
-            row.store.keep([next(kept).nonzero().squeeze(-1) for _ in row_heads])
+            indices = []
+            for _ in row_heads:
+                keep = next(kept).clone()
+                keep[-1] = True  # the newest token always stays
+                indices.append(keep.nonzero().squeeze(-1))
+            row.store.keep(indices)
 
     # what moves batch rows moves everything a row holds
 

@@ -27,6 +27,7 @@ class PaddingMask:
             UnsupportedModelError: if the mask is anything but causal with padding.
         """
         if mask is None:
+            self.mask = self.real = None  # a mask of a long prompt is large: do not hold it through decoding
             return None
         if mask is not self.mask:
             self.real, self.mask = _judge_mask(mask, batch, tokens), mask
@@ -41,6 +42,10 @@ def _judge_mask(mask: Tensor, batch: int, tokens: int) -> Tensor | None:
         )
     visible = (mask if mask.dtype == torch.bool else mask >= 0)[:, 0]
     real = visible[:, -1]  # the last query sees every real token
+    if not bool(real.any()):
+        raise ValueError(
+            "the attention mask calls all new tokens padding: it must cover the tokens of earlier calls too"
+        )
     causal = torch.ones(tokens, tokens, dtype=torch.bool, device=mask.device).tril()
     if not bool(((visible == (causal & real[:, None])) | ~real[..., None]).all()):
         raise UnsupportedModelError(

@@ -134,6 +134,8 @@ def update_spectrogram(previous: Tensor, signal: Tensor, config: SpectrogramConf
     Returns:
         ``c ** queries * previous + moving averages of the block``, in float32 (or float64 where `signal` is).
     """
+    if signal.dtype == torch.float16:
+        signal = signal.float()  # squares of small attention underflow
     tokens = signal.shape[1]
     slots = F.pad(signal, (0, round_up(tokens) - tokens))  # see round_up
     block = moving_averages(stft_magnitudes(slots, config), config)[:tokens]

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -40,7 +41,7 @@ def one_clear_error() -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, TypeError) as error:
-        errors.print(f"[red]error:[/red] {error}", soft_wrap=True, highlight=False)
+        errors.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         errors.print("stopped")

@@ -34,13 +34,12 @@ class NAMMPolicy(Policy):
         config = self.memory.config
         if self.kept is not None and self.offset is not None:
             raise ValueError("give either offset or kept, not both")
-        if self.kept is None and self.offset is None:
-            self.kept = config.kept
-        if self.kept is not None:
-            self.memory.offset_for(self.kept, 1)  # refuse early
+        self._aim = config.kept if self.kept is None and self.offset is None else self.kept
+        if self._aim is not None:
+            self.memory.offset_for(self._aim, 1)  # refuse early
         if self.cap is not None and not (self.cap >= 1 if isinstance(self.cap, int) else 0.0 < self.cap <= 1.0):
             raise ValueError(f"cap must be an int >= 1 (tokens) or a float in (0, 1] (fraction), got {self.cap!r}")
-        self._placed: dict[torch.device, NAMM] = {}
+        self._placed: dict[torch.device, tuple[Tensor, NAMM]] = {}
         self.update_interval = config.update_interval
         self.queries = None
         self.carry = config.spectrogram.carry
@@ -56,7 +55,7 @@ class NAMMPolicy(Policy):
         return memory.features(spectrogram, head.positions[-1] - head.positions)
 
     def keep(self, head: Head) -> Tensor:
-        offset = self.offset or 0.0 if self.kept is None else self.memory.offset_for(self.kept, head.seen)
+        offset = self.offset or 0.0 if self._aim is None else self.memory.offset_for(self._aim, head.seen)
         scores = self._memory_on(head.positions.device).scores(head.summary) + offset
         keep = scores >= 0
         if self.cap is not None:
@@ -66,7 +65,11 @@ class NAMMPolicy(Policy):
         return keep
 
     def _memory_on(self, device: torch.device) -> NAMM:
-        """The memory on a layer's device; a model may be spread over several."""
-        if device not in self._placed:
-            self._placed[device] = self.memory.to(device)
-        return self._placed[device]
+        """The memory on a layer's device; a model may be spread over several, and parameters may be replaced."""
+        if self.memory.flat.device == device:
+            return self.memory
+        source, placed = self._placed.get(device, (None, self.memory))
+        if source is not self.memory.flat:
+            placed = self.memory.to(device)
+            self._placed[device] = self.memory.flat, placed
+        return placed
