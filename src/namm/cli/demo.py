@@ -46,7 +46,7 @@ def demo(
         console.print("… " + tokenizer.decode(read[0, -40:]), style="dim", markup=False, highlight=False)
         console.print(tokenizer.decode(written[0, read.shape[1] :]), style="green", markup=False, highlight=False)
 
-        console.rule("2. A fact that nobody had asked for is still there")
+        console.rule("2. Is a fact that nobody had asked for still there?")
         sample = pass_key([document], tokenizer, tokens=2048, seed=3)
         context, question, answer = (
             tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
