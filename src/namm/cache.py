@@ -60,10 +60,11 @@ class MemoryCache(Cache):
             ]
         )
 
+        self._forgetting = [layer for layer in self.layers if isinstance(layer, MemoryLayer)]
+
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """As transformers' own; refuses to go on after a call that was interrupted between two layers."""
-        layers = [layer for layer in self.layers if isinstance(layer, MemoryLayer)]
-        if layer_idx == layers[0].index and len({layer.seen_with_padding for layer in layers}) > 1:
+        if layer_idx == self._forgetting[0].index and len({layer.seen_with_padding for layer in self._forgetting}) > 1:
             raise RuntimeError(
                 "an earlier call was interrupted and the layers of this cache have seen different tokens; reset() it"
             )
@@ -79,11 +80,10 @@ class MemoryCache(Cache):
         Raises:
             AssertionError: naming the first one that does not hold.
         """
-        memory_layers = [layer for layer in self.layers if isinstance(layer, MemoryLayer)]
-        for layer in memory_layers:
+        for layer in self._forgetting:
             layer.check()
-            assert [row.seen for row in layer.rows] == [row.seen for row in memory_layers[0].rows], (
-                f"layer {layer.index} has seen other tokens than layer {memory_layers[0].index}"
+            assert [row.seen for row in layer.rows] == [row.seen for row in self._forgetting[0].rows], (
+                f"layer {layer.index} has seen other tokens than layer {self._forgetting[0].index}"
             )
 
     def activate_past_recording(self) -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from namm.distillation.calibrate import Passage, calibrate, centre
 from namm.distillation.record import Sample, record_document
-from namm.distillation.train import TrainConfig, train
+from namm.distillation.train import TrainConfig, save_atomically, train
 from namm.memory import NAMM, NAMMConfig
 from namm.policies import NAMMPolicy
 from namm.tasks.documents import Document
@@ -98,7 +98,7 @@ def distill(
                 acting = replace(acting, offset=rng.uniform(-0.5, 1.0))
             ids = passages[index].ids
             samples = record_document(model, ids, repeat, memory, heads=settings.heads, rng=rng, acting=acting)
-            _save_samples(samples, file)
+            save_atomically([asdict(sample) for sample in samples], file)
         progress(Progress("recording", index + 1, len(passages), passages[index].name))
         return _load_samples(file)
 
@@ -179,12 +179,6 @@ def _claim(work: Path, settings: dict[str, object]) -> None:
 
 def _digest(passage: Passage) -> str:
     return hashlib.sha256(passage.ids.numpy().tobytes()).hexdigest()[:16]
-
-
-def _save_samples(samples: Sequence[Sample], file: Path) -> None:
-    partial = file.with_suffix(".partial")
-    torch.save([asdict(sample) for sample in samples], partial)
-    os.replace(partial, file)
 
 
 def _load_samples(file: Path) -> list[Sample]:

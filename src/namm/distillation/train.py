@@ -105,7 +105,7 @@ def train(
         progress(step + 1, running)
         if checkpoint is not None and (step + 1) % CHECKPOINT_EVERY == 0:
             state = {"flat": flat.detach(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-            _save(state | {"step": step + 1, "running": running}, checkpoint)
+            save_atomically(state | {"step": step + 1, "running": running}, checkpoint)
     memory.load_flat_parameters(flat.detach())
     return memory
 
@@ -151,7 +151,8 @@ def _log_mean(samples: Sequence[Sample]) -> Tensor:
     return torch.stack([sample.attention.float().mean() for sample in samples]).mean().add(FLOOR).log()
 
 
-def _save(state: dict[str, object], path: Path) -> None:
+def save_atomically(value: object, path: Path) -> None:
+    """``torch.save`` that leaves the old file or the whole new one, whenever it is interrupted."""
     partial = path.with_suffix(".partial")
-    torch.save(state, partial)
+    torch.save(value, partial)
     os.replace(partial, path)
