@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,10 @@ from rich.table import Table
 
 import namm
 from namm.evaluation import answer_score, mean_interval, tail_loss
+from namm.evaluation.policies import make_policy
 from namm.journal import Journal, Row
-from namm.policies import BUDGETED, Full, NAMMPolicy, Policy
-from namm.tasks import Document, packaged_prose, read_documents, split_documents, standard_library_documents
+from namm.policies import BUDGETED, Full, Policy
+from namm.tasks import Document, heldout_documents, read_documents
 from namm.tasks.registry import GENERATORS
 
 
@@ -36,17 +36,6 @@ def mean(values: list[float], form: str = ".3f") -> str:
     """Mean and half the width of its 95% interval."""
     average, half = mean_interval(values)
     return f"{average:{form}}" if math.isnan(half) else f"{average:{form}} ± {half:.3f}"
-
-
-def rules(
-    memory: namm.NAMM, names: list[str], aim: float, kept: Callable[[], float]
-) -> dict[str, Callable[[], Policy]]:
-    """Makers of the policies; `kept` is asked once the memory has been measured."""
-    interval = memory.config.update_interval
-    makers: dict[str, Callable[[], Policy]] = {"namm": lambda: NAMMPolicy(memory, kept=aim)}
-    for name in names:
-        makers[name] = lambda rule=BUDGETED[name]: rule(budget=min(1.0, kept()), update_interval=interval)
-    return makers
 
 
 def loss(arguments: argparse.Namespace, model: Any, tokenizer: Any, memory: namm.NAMM, log: Journal) -> None:
@@ -60,11 +49,12 @@ def loss(arguments: argparse.Namespace, model: Any, tokenizer: Any, memory: namm
         place = f"{arguments.model} {document.name} {arguments.tokens}+{arguments.tail}"
         full = log.get(f"{place} full", lambda ids=ids: vars(tail_loss(model, ids, Full(), arguments.tail)))
         for aim in arguments.fractions:
-            own: list[float] = []
-            for name, make in rules(memory, names, aim, lambda own=own: own[0]).items():
+            budget = aim
+            for name in ("namm", *names):
+                policy = make_policy(name, budget, memory)
                 key = f"{place} {name} {aim} {arguments.memory}"
-                row = log.get(key, lambda ids=ids, make=make: vars(tail_loss(model, ids, make(), arguments.tail)))
-                own.append(row["kept_fraction"])
+                row = log.get(key, lambda ids=ids, policy=policy: vars(tail_loss(model, ids, policy, arguments.tail)))
+                budget = row["kept_fraction"] if name == "namm" else budget
                 row = row | {"rise": row["loss"] - full["loss"]}
                 found.setdefault((document.kind, aim, name), []).append(row)
     table = Table(title=f"rise in loss of the {arguments.tail} tokens after {arguments.tokens}, nats a token (95%)")
@@ -108,11 +98,12 @@ def tasks(arguments: argparse.Namespace, model: Any, tokenizer: Any, memory: nam
             full = log.get(f"{place} full", lambda measure=measure: measure(Full()))
             rows = [(1.0, "full", full)]
             for aim in arguments.fractions:
-                own: list[float] = []
-                for name, make in rules(memory, names, aim, lambda own=own: own[0]).items():
+                budget = aim
+                for name in ("namm", *names):
+                    policy = make_policy(name, budget, memory)
                     key = f"{place} {name} {aim} {arguments.memory}"
-                    row = log.get(key, lambda make=make, measure=measure: measure(make()))
-                    own.append(row["kept_fraction"])
+                    row = log.get(key, lambda policy=policy, measure=measure: measure(policy))
+                    budget = row["kept_fraction"] if name == "namm" else budget
                     rows.append((aim, name, row))
             for aim, name, row in rows:
                 relative = math.exp(row["log_probability"] - full["log_probability"])
@@ -136,13 +127,11 @@ def tasks(arguments: argparse.Namespace, model: Any, tokenizer: Any, memory: nam
 
 
 def evaluation_documents(arguments: argparse.Namespace) -> list[Document]:
-    """The user's texts, or what every machine has: the packaged held-out prose and the standard library."""
+    """The user's texts, or what every machine has and the shipped memory has not learned from."""
     if arguments.text:
         documents = [document for path in arguments.text for document in read_documents(path)]
         return documents[: arguments.documents] if arguments.documents else documents
-    # the part of the standard library that `namm distill` does not learn from
-    code = split_documents(standard_library_documents(minimum_characters=12_000), seed=0)["test"]
-    return packaged_prose("heldout") + code[: arguments.documents or 8]
+    return heldout_documents(code=arguments.documents or 8)
 
 
 def main() -> None:

@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import matplotlib
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 import namm
 from namm.evaluation import tail_loss
+from namm.evaluation.plots import pyplot
 from namm.journal import Journal
 from namm.policies import Full, NAMMPolicy
 from namm.rope import extend_window
@@ -74,10 +74,7 @@ def main() -> None:
         table.add_row(name, *(f"{value:.3f}" for value in values))
     Console(width=110).print(table)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 4))
+    figure, axes = pyplot().subplots(figsize=(6, 4))
     for name, values in losses.items():
         axes.plot(arguments.lengths, values, marker="o", label=name)
     axes.set_xscale("log", base=2)

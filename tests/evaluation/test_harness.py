@@ -14,27 +14,24 @@ from namm import NAMM, NAMMConfig  # noqa: E402
 from namm.evaluation.harness import harness_policy  # noqa: E402
 
 TEXT = "To be, or not to be, that is the question. "
-CHOICE = """
-task: choice
+TASK = """
+task: {name}
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {file}}}}}
 test_split: test
-output_type: multiple_choice
 doc_to_text: context
+"""
+CHOICE = """
+output_type: multiple_choice
 doc_to_choice: choices
 doc_to_target: gold
-metric_list: [{{metric: acc}}]
+metric_list: [{metric: acc}]
 """
 WRITTEN = """
-task: written
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-test_split: test
 output_type: generate_until
-doc_to_text: context
 doc_to_target: target
-generation_kwargs: {{until: ["~"], max_gen_toks: 8, do_sample: false}}
-metric_list: [{{metric: exact_match}}]
+generation_kwargs: {until: ["~"], max_gen_toks: 8, do_sample: false}
+metric_list: [{metric: exact_match}]
 """
 
 
@@ -46,8 +43,8 @@ def tasks(tmp_path: Path) -> Path:
     ]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "choice.yaml").write_text(CHOICE.format(file=file))
-    (tmp_path / "written.yaml").write_text(WRITTEN.format(file=file))
+    for name, form in (("choice", CHOICE), ("written", WRITTEN)):
+        (tmp_path / f"{name}.yaml").write_text(TASK.format(name=name, file=file) + form)
     return tmp_path
 
 

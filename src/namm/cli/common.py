@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +10,15 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -83,14 +91,18 @@ def progress_bars() -> Progress:
     )
 
 
-def claim_folder(output: Path, resume: bool) -> Path:
-    """The folder of a run, writable and either new or to be resumed."""
-    journal = output / "journal.jsonl"
-    if journal.exists() and not resume:
-        raise ValueError(f"{output} holds a run already: add --resume to go on with it, or choose another folder")
-    if resume and not journal.exists():
-        raise ValueError(f"{output} holds no run to resume")
-    return writable_folder(output)
+@contextmanager
+def stage_bars() -> Iterator[Callable[[str, int, int, str], None]]:
+    """A bar for each stage of a long work: yields what is to be called with a stage, how much of how many, a note."""
+    with progress_bars() as bars:
+        stages: dict[str, TaskID] = {}
+
+        def update(stage: str, done: int, total: int, note: str = "") -> None:
+            if stage not in stages:
+                stages[stage] = bars.add_task(stage, total=total, note="")
+            bars.update(stages[stage], completed=done, note=note)
+
+        yield update
 
 
 def writable_folder(output: Path) -> Path:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,7 +67,11 @@ def distill(
         if library or not text:
             texts += split_documents(standard_library_documents(), seed=0)["train"]  # the rest is for evaluation
         network, tokenizer = common.load(model, dtype, device)
-        with _bars() as progress:
+        with common.stage_bars() as bars:
+
+            def progress(now: Progress) -> None:
+                bars(now.stage, now.done, now.total, now.note)
+
             memory = run(network, tokenizer, texts, output, memory=config, settings=settings, progress=progress)
         console.print(f"{memory.config.parameters} parameters in {escape(str(output))}; it aims at keeping {kept:.0%}")
 
@@ -79,17 +81,3 @@ def _numbers(text: str, kind: type, option: str) -> list[Any]:
         return [kind(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"{option} takes numbers separated by commas, not {text!r}") from None
-
-
-@contextmanager
-def _bars() -> Iterator[Callable[[Progress], None]]:
-    """A bar for each stage of a long work."""
-    with common.progress_bars() as bars:
-        stages: dict[str, Any] = {}
-
-        def update(progress: Progress) -> None:
-            if progress.stage not in stages:
-                stages[progress.stage] = bars.add_task(progress.stage, total=progress.total, note="")
-            bars.update(stages[progress.stage], completed=progress.done, note=progress.note)
-
-        yield update

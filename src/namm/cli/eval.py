@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -19,7 +19,7 @@ from namm.evaluation.table import HEADINGS, Line, cells, lines, markdown
 from namm.journal import Journal, Row
 from namm.memory import NAMM
 from namm.rope import extend_window
-from namm.tasks import Document, packaged_prose, read_documents, split_documents, standard_library_documents
+from namm.tasks import heldout_documents, read_documents
 
 RESULTS = "results.jsonl"
 
@@ -79,7 +79,7 @@ def evaluate(
             )
             for name in model or [common.DEFAULT_MODEL]
         ]
-        texts = _texts(text)
+        texts = [document for path in text for document in read_documents(path)] if text else heldout_documents()
         own = NAMM.from_pretrained(memory)
         folder = common.writable_folder(output)
         journal, rows = Journal(folder / RESULTS), list[Row]()
@@ -87,11 +87,11 @@ def evaluate(
             network, tokenizer = common.load(config.model, dtype, device)
             if rope_factor > 1:
                 extend_window(network, rope_factor)
-            with _Bar() as bar:
+            with common.stage_bars() as bar:
                 run = Evaluation(
                     network, tokenizer, own, config, journal, bar, lambda line: common.errors.print(line, markup=False)
                 )
-                rows += run.run(tasks, Request(tokenizer, data, texts, tokens, samples, seed))
+                rows += run.run(tasks, Request(tokenizer, data, tuple(texts), tokens, samples, seed))
         if not rows:
             raise ValueError("no task could be run")
         found = lines(rows)
@@ -101,39 +101,6 @@ def evaluate(
         plot_grid(rows, folder / "grid.png")
         _print(found)
         console.print(f"{len(rows)} results, table and plots are in {folder}")
-
-
-def _texts(given: list[Path] | None) -> tuple[Document, ...]:
-    """The user's texts, or what every machine has and the shipped memory has not learned from."""
-    if given:
-        return tuple(document for path in given for document in read_documents(path))
-    code = split_documents(standard_library_documents(minimum_characters=12_000), seed=0)["test"]
-    return tuple(packaged_prose("heldout") + code)
-
-
-class _Bar:
-    """One bar for the task at hand."""
-
-    def __init__(self) -> None:
-        self._progress = common.progress_bars()
-        self._tasks: dict[str, Any] = {}
-
-    def __call__(self, task: str, policy: str, done: int, total: int) -> None:
-        if task not in self._tasks:
-            for bar in self._tasks.values():
-                self._progress.stop_task(bar)
-            self._tasks[task] = self._progress.add_task(task, total=total, note="")
-        self._progress.update(self._tasks[task], completed=done, note=policy)
-
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, kind: object, *error: object) -> None:
-        if kind is None:
-            for bar in self._progress.tasks:
-                self._progress.update(bar.id, completed=bar.total)
-        self._progress.stop()
 
 
 def _print(found: list[Line]) -> None:

@@ -31,7 +31,7 @@ def evolve(
     """Evolve a memory on tasks: what it keeps is judged by what the model still answers."""
     with common.one_clear_error():
         settings = _settings(preset, config, start, text, generations, seed)
-        folder = common.claim_folder(output, resume)
+        folder = claim_folder(output, resume)
         from namm.evolution import report  # heavy, and needs the extra
 
         _need_extra()
@@ -72,6 +72,16 @@ def _settings(
     if generations is not None:
         settings = settings.at_most(generations)
     return replace(settings, **changes)
+
+
+def claim_folder(output: Path, resume: bool) -> Path:
+    """The folder of a run, writable and either new or to be resumed."""
+    journal = output / "journal.jsonl"
+    if journal.exists() and not resume:
+        raise ValueError(f"{output} holds a run already: add --resume to go on with it, or choose another folder")
+    if resume and not journal.exists():
+        raise ValueError(f"{output} holds no run to resume")
+    return common.writable_folder(output)
 
 
 def starting_memory(start: str) -> NAMM:

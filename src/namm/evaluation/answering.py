@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from namm.cache import MemoryCache
+from namm.evaluation.measure import recalled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -101,7 +102,7 @@ def reply(
     stats = cache.stats()
     texts, log_probability = [""] * len(prompts), None
     if reference is not None:
-        log_probability = _score(model, second, reference.to(model.device), cache)
+        log_probability, _ = recalled(model, second, reference[None].to(model.device), cache)
     else:
         whole = torch.cat([first, second], dim=1)
         generated = model.generate(  # type: ignore[operator]  # transformers' annotations lack it
@@ -119,13 +120,6 @@ def reply(
         Reply(text, log_probability, kept, held, seconds)
         for text, kept in zip(texts, stats.kept_fractions, strict=True)
     ]
-
-
-def _score(model: PreTrainedModel, question: Tensor, reference: Tensor, cache: MemoryCache) -> float:
-    """Mean log-probability of ``reference [tokens]`` after ``question [1, tokens]``."""
-    asked = torch.cat([question, reference[None, :-1]], dim=1)
-    logits = model(asked, past_key_values=cache).logits[0, question.shape[1] - 1 :].float()
-    return float(logits.log_softmax(-1).gather(1, reference[:, None]).mean())
 
 
 def _left_padded(rows: Sequence[Tensor], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from namm.evaluation.measure import Tail, tail_loss
+from namm.evaluation.policies import make_policy
 from namm.memory import NAMM
-from namm.policies import BUDGETED, Full, NAMMPolicy, Policy
+from namm.policies import BUDGETED, Policy
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,10 @@ def compare(
         progress(policy.name)
         return tail_loss(model, ids, policy, tail)
 
-    full = measure(Full())
+    full = measure(make_policy("full", None, memory))
     yield Comparison("full", full, 0.0)
-    own = measure(NAMMPolicy(memory, kept=kept))
+    own = measure(make_policy("namm", kept, memory))
     yield Comparison("namm", own, own.loss - full.loss)
-    for name, policy in BUDGETED.items():
-        interval = memory.config.update_interval
-        other = measure(policy(budget=min(1.0, own.kept_fraction), update_interval=interval))
+    for name in BUDGETED:
+        other = measure(make_policy(name, own.kept_fraction, memory))
         yield Comparison(name, other, other.loss - full.loss)

@@ -30,7 +30,7 @@ from namm.cache import MemoryCache
 from namm.evaluation.policies import check_policies, make_policy
 from namm.memory import NAMM
 from namm.models import load_model
-from namm.policies import NAMMPolicy, Policy
+from namm.policies import Policy
 
 
 @register_model("namm")
@@ -74,10 +74,9 @@ def harness_policy(name: str, memory: str, kept: float | None, budget: float | N
         raise ValueError("policy=namm takes kept=FRACTION, to aim at; budget is for the hand-designed rules")
     if name != "namm" and kept is not None:
         raise ValueError(f"policy={name} takes budget=FRACTION; kept is for policy=namm")
-    own = NAMM.from_pretrained(memory)
-    if name == "namm":
-        return NAMMPolicy(own, kept=kept)
-    return make_policy(name, 0.25 if budget is None else budget, own)
+    if name != "namm":
+        kept = 0.25 if budget is None else budget
+    return make_policy(name, kept, NAMM.from_pretrained(memory))
 
 
 if __name__ == "__main__":

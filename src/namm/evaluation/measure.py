@@ -85,11 +85,20 @@ def answer_score(model: PreTrainedModel, context: Tensor, question: Tensor, answ
     cache = MemoryCache(model, policy)
     model(context.to(device), past_key_values=cache, logits_to_keep=1)
     kept = cache.stats().kept_fraction
-    asked = torch.cat([question, answer], dim=1).to(device)
+    log_probability, correct = recalled(model, question.to(device), answer.to(device), cache)
+    return Answer(log_probability, correct, kept)
+
+
+def recalled(model: PreTrainedModel, question: Tensor, answer: Tensor, cache: MemoryCache) -> tuple[float, bool]:
+    """Mean log-probability of an answer after a question, and whether each of its tokens was the first choice.
+
+    Args:
+        question, answer: ``[1, tokens]`` each, to be read on top of what the cache holds.
+    """
+    asked = torch.cat([question, answer], dim=1)
     logits = model(asked, past_key_values=cache).logits[0, question.shape[1] - 1 : -1].float()
-    expected = answer[0].to(device)
-    chosen = logits.log_softmax(-1).gather(1, expected[:, None])
-    return Answer(float(chosen.mean()), bool((logits.argmax(-1) == expected).all()), kept)
+    chosen = logits.log_softmax(-1).gather(1, answer[0][:, None])
+    return float(chosen.mean()), bool((logits.argmax(-1) == answer[0]).all())
 
 
 def _synchronise(tensor: Tensor) -> None:

@@ -25,7 +25,7 @@ def exact(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> flo
 def token_f1(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
     """Best harmonic mean of precision and recall in words (SQuAD; LongBench's question answering).
 
-    >>> tokenf1("the red house", ["a red car"])
+    >>> token_f1("the red house", ["a red car"])
     0.5
     """
     return max(f1(normalise(text).split(), normalise(answer).split()) for answer in answers)

@@ -14,13 +14,13 @@ _MARKERS = "osD^vPX*"
 
 def plot_scores(found: Sequence[Line], path: Path) -> None:
     """For each policy the score, relative to the full cache, against the fraction kept; a panel for each task."""
-    pyplot = _pyplot()
+    plots = pyplot()
     tasks = list(dict.fromkeys(line.task for line in found))
     tasks.sort(key=lambda task: task != AVERAGE)
     columns = min(3, len(tasks))
     height = -(-len(tasks) // columns)
     size = (4.2 * columns, 3.2 * height + 0.5)
-    figure, axes = pyplot.subplots(height, columns, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = plots.subplots(height, columns, figsize=size, squeeze=False, layout="constrained")
     policies = list(dict.fromkeys((line.model, line.policy) for line in found))
     several = len({model for model, _ in policies}) > 1
     for panel, task in zip(axes.flat, tasks, strict=False):
@@ -41,7 +41,7 @@ def plot_scores(found: Sequence[Line], path: Path) -> None:
         panel.axis("off")
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    plots.close(figure)
 
 
 def plot_grid(rows: Sequence[Row], path: Path) -> bool:
@@ -49,12 +49,12 @@ def plot_grid(rows: Sequence[Row], path: Path) -> bool:
     placed = [row for row in rows if row["place"]]
     if not placed:
         return False
-    pyplot = _pyplot()
+    plots = pyplot()
     settings = list(dict.fromkeys((row["policy"], row["aim"]) for row in placed))
     depths, lengths = (sorted({row["place"][name] for row in placed}) for name in ("depth", "length"))
     columns = min(4, len(settings))
     height = -(-len(settings) // columns)
-    figure, axes = pyplot.subplots(height, columns, figsize=(3.2 * columns, 3 * height), squeeze=False)
+    figure, axes = plots.subplots(height, columns, figsize=(3.2 * columns, 3 * height), squeeze=False)
     for panel, (policy, aim) in zip(axes.flat, settings, strict=False):
         own = [row for row in placed if (row["policy"], row["aim"]) == (policy, aim)]
         values = [[_mean(own, depth, length) for length in lengths] for depth in depths]
@@ -69,7 +69,7 @@ def plot_grid(rows: Sequence[Row], path: Path) -> bool:
         panel.axis("off")
     figure.tight_layout()
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    plots.close(figure)
     return True
 
 
@@ -78,12 +78,17 @@ def _mean(rows: Sequence[Row], depth: float, length: float) -> float:
     return sum(scores) / len(scores) if scores else float("nan")
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib's, drawing to files only.
+
+    Raises:
+        ImportError: saying how to install it.
+    """
     try:
         import matplotlib
     except ImportError:
         raise ImportError("plots need matplotlib: pip install 'namm[eval]'") from None
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plots
 
-    return pyplot
+    return plots

@@ -17,15 +17,17 @@ def check_policies(names: Sequence[str]) -> None:
         raise ValueError(f"unknown policy {unknown[0]!r}: choose from {', '.join(POLICIES)}")
 
 
-def make_policy(name: str, budget: float, memory: NAMM, interval: int | None = None) -> Policy:
+def make_policy(name: str, budget: float | None, memory: NAMM) -> Policy:
     """A policy by its name; all decide at the memory's update interval.
 
     Args:
-        budget: fraction to keep. The memory aims at it, a hand-designed rule meets it, the full cache ignores it.
-        interval: in place of the memory's.
+        budget: fraction to keep. The memory aims at it (None: its own choice), a hand-designed rule meets it (at most
+            1.0), the full cache ignores it.
     """
     if name == "full":
         return Full()
     if name == "namm":
         return NAMMPolicy(memory, kept=budget)
-    return BUDGETED[name](budget=min(1.0, budget), update_interval=interval or memory.config.update_interval)
+    if budget is None:
+        raise ValueError(f"policy {name!r} needs a budget")
+    return BUDGETED[name](budget=min(1.0, budget), update_interval=memory.config.update_interval)

@@ -61,7 +61,7 @@ class Evaluation:
     """A loaded model and memory, and what is to be done with them.
 
     Attributes:
-        progress: called before each batch with the task, the policy, and how many samples of the task are done.
+        progress: called with a task, how many of its samples are done, how many there are, and the policy at work.
         skipped: called with one line for each task whose data is missing.
     """
 
@@ -70,7 +70,7 @@ class Evaluation:
     memory: NAMM
     config: EvalConfig
     journal: Journal
-    progress: Callable[[str, str, int, int], None] = lambda task, policy, done, total: None
+    progress: Callable[[str, int, int, str], None] = lambda task, done, total, policy: None
     skipped: Callable[[str], None] = lambda line: None
 
     def run(self, tasks: Sequence[Task], request: Request) -> list[Row]:
@@ -93,6 +93,7 @@ class Evaluation:
             size = 1 if task.metric == LIKELIHOOD else self.config.batch
             for first in range(0, len(questions), size):
                 rows += self._batch(task, questions[first : first + size], first, len(questions))
+            self.progress(task.name, len(questions), len(questions), "")
         return rows
 
     def _batch(self, task: Task, questions: Sequence[Question], done: int, total: int) -> Iterator[Row]:
@@ -100,7 +101,7 @@ class Evaluation:
         for aim in self.config.budgets:
             kept = aim
             for policy in self._order(aim):
-                self.progress(task.name, policy, done, total)
+                self.progress(task.name, done, total, policy)
                 rows = self._measure(task, questions, prompts, policy, aim, kept)
                 if policy == "namm":
                     kept = sum(row["kept"] for row in rows) / len(rows)
@@ -112,11 +113,12 @@ class Evaluation:
         own = [policy for policy in self.config.policies if policy == "namm"]
         return full + own + [policy for policy in self.config.policies if policy not in ("full", "namm")]
 
-    def _prompt(self, task: Task, question: Question) -> Prompt:
-        def ids(text: str) -> torch.Tensor:
-            return self.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0].long()
+    def _ids(self, text: str) -> torch.Tensor:
+        """``[tokens]``, without special ones."""
+        return self.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0].long()
 
-        context, asked = ids(question.context), ids(question.question)
+    def _prompt(self, task: Task, question: Question) -> Prompt:
+        context, asked = self._ids(question.context), self._ids(question.question)
         beginning = self.tokenizer.bos_token_id
         if beginning is not None and getattr(self.tokenizer, "add_bos_token", False):
             context = torch.cat([torch.tensor([beginning]), context])
@@ -125,7 +127,7 @@ class Evaluation:
         if not len(context):
             raise ValueError(f"{task.name}, {question.name}: the context is empty")
         window = self._window()
-        after = len(ids(question.answers[0])) if task.metric == LIKELIHOOD else self._new_tokens(task)
+        after = len(self._ids(question.answers[0])) if task.metric == LIKELIHOOD else self._new_tokens(task)
         return Prompt(context, asked).cut_in_the_middle(window - after) if window else Prompt(context, asked)
 
     def _window(self) -> int | None:
@@ -150,10 +152,7 @@ class Evaluation:
         keys = [self._key(task, q, p, policy, aim, kept) for q, p in zip(questions, prompts, strict=True)]
         if all(key in self.journal.rows for key in keys):
             return [self.journal.rows[key] for key in keys]
-        reference = None
-        if task.metric == LIKELIHOOD:
-            expected = questions[0].answers[0]
-            reference = self.tokenizer(expected, return_tensors="pt", add_special_tokens=False).input_ids[0].long()
+        reference = self._ids(questions[0].answers[0]) if task.metric == LIKELIHOOD else None
         budget = kept if policy not in ("full", "namm") else aim
         replies = reply(
             self.model,
@@ -171,8 +170,9 @@ class Evaluation:
         return found
 
     def _row(self, task: Task, question: Question, prompt: Prompt, answer: Reply) -> Row:
-        settings = asdict(self.config)
-        described = {name: settings[name] for name in ("model", "memory", "question_seen", "window", "rope_factor")}
+        described = {
+            name: getattr(self.config, name) for name in ("model", "memory", "question_seen", "window", "rope_factor")
+        }
         return described | {
             "version": namm.__version__,
             "dtype": str(self.model.dtype).removeprefix("torch."),

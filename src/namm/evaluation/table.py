@@ -45,18 +45,23 @@ def lines(rows: Sequence[Row]) -> list[Line]:
     for model in _unique(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == model]
         tasks = _unique(row["task"] for row in own)
-        settings = _unique((row["aim"], row["policy"]) for row in own)
+        settings = _unique((_aim(row), row["policy"]) for row in own)
         settings.sort(key=lambda setting: (setting[1] != "full", -setting[0]))
         for task in tasks:
             group = [row for row in own if row["task"] == task]
             full = {row["sample"]: row["score"] for row in group if row["policy"] == "full"}
             for aim, policy in settings:
-                chosen = [row for row in group if row["policy"] == policy and row["aim"] == aim]
+                chosen = [row for row in group if row["policy"] == policy and _aim(row) == aim]
                 if chosen:
                     found.append(_line(model, task, policy, aim, chosen, full))
         if len(tasks) > 1:
-            found += [_average(model, policy, aim, found, len(tasks)) for aim, policy in settings]
+            found += [_average(model, policy, aim, found) for aim, policy in settings]
     return found
+
+
+def _aim(row: Row) -> float:
+    """The full cache was aimed at nothing, whichever budget it was measured beside."""
+    return 1.0 if row["policy"] == "full" else row["aim"]
 
 
 def _line(model: str, task: str, policy: str, aim: float, rows: list[Row], full: dict[str, float]) -> Line:
@@ -65,12 +70,10 @@ def _line(model: str, task: str, policy: str, aim: float, rows: list[Row], full:
     best = sum(matched) / len(matched) if len(matched) == len(rows) else 0.0
     kept, held, seconds = (sum(row[name] for row in rows) / len(rows) for name in ("kept", "held", "seconds"))
     relative = score / best if best else math.nan
-    aim = 1.0 if policy == "full" else aim
     return Line(model, task, policy, aim, len(rows), score, interval, relative, kept, held, seconds)
 
 
-def _average(model: str, policy: str, aim: float, found: Sequence[Line], tasks: int) -> Line:
-    aim = 1.0 if policy == "full" else aim
+def _average(model: str, policy: str, aim: float, found: Sequence[Line]) -> Line:
     own = [line for line in found if (line.model, line.policy, line.aim) == (model, policy, aim)]
     usable = [line.relative for line in own if not math.isnan(line.relative)]
     relative, interval = mean_interval(usable) if usable else (math.nan, math.nan)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from namm.evaluation.plots import pyplot
 from namm.evolution.config import EvolveConfig
 from namm.evolution.run import Generation, Outcome, Tested
 
@@ -34,12 +35,8 @@ def write_events(history: Sequence[Generation], folder: Path) -> None:
 
 def plot(outcome: Outcome, config: EvolveConfig, path: Path) -> None:
     """Fitness of the population and of the mean on validation, and what was kept, as PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (top, bottom) = pyplot.subplots(2, 1, sharex=True, figsize=(7, 6), height_ratios=(3, 1))
+    plots = pyplot()
+    figure, (top, bottom) = plots.subplots(2, 1, sharex=True, figsize=(7, 6), height_ratios=(3, 1))
     steps = range(1, len(outcome.history) + 1)
     good = [finite_fitness(generation) or [math.nan] for generation in outcome.history]
     top.fill_between(steps, [min(g) for g in good], [max(g) for g in good], alpha=0.2, label="population, training")
@@ -55,7 +52,7 @@ def plot(outcome: Outcome, config: EvolveConfig, path: Path) -> None:
     bottom.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    plots.close(figure)
 
 
 def finite_fitness(generation: Generation) -> list[float]:

@@ -2,6 +2,7 @@
 
 from namm.tasks.documents import (
     Document,
+    heldout_documents,
     packaged_prose,
     read_documents,
     split_documents,
@@ -15,6 +16,7 @@ __all__ = [
     "GENERATORS",
     "Document",
     "Sample",
+    "heldout_documents",
     "packaged_prose",
     "pass_key",
     "read_documents",

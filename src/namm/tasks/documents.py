@@ -89,6 +89,16 @@ def packaged_prose(prefix: str = "") -> list[Document]:
     return [Document(file.name, file.read_text(encoding="utf-8"), "prose") for file in chosen]
 
 
+def heldout_documents(code: int | None = None) -> list[Document]:
+    """What every machine has and the shipped memory has not learned from: packaged prose, the standard library's code.
+
+    Args:
+        code: at most so many documents of it.
+    """
+    library = split_documents(standard_library_documents(minimum_characters=12_000), seed=0)["test"]
+    return packaged_prose("heldout") + library[:code]
+
+
 def split_documents(
     documents: Iterable[Document], *, seed: int, fractions: Mapping[str, float] = DEFAULT_FRACTIONS
 ) -> dict[str, list[Document]]:

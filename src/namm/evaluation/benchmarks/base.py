@@ -99,6 +99,12 @@ def local_rows(data: Path, names: Iterable[str]) -> Iterator[Row] | None:
     return None
 
 
+def file_or_hub_rows(request: Request, task: str, dataset: str, config: str | None, split: str) -> Iterator[Row]:
+    """Rows of ``<task>.jsonl`` in the request's folder, else of a dataset of the hub; raises as these two do."""
+    rows = local_rows(request.data, [f"{task}.jsonl"]) if request.data else None
+    return hub_rows(dataset, config, split) if rows is None else rows
+
+
 def _rows_of(path: Path) -> Iterator[Row]:
     found = False
     for number, row in json_lines(path):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from namm.evaluation.benchmarks.base import Question, Request, Task, hub_rows, local_rows, text_of
+from namm.evaluation.benchmarks.base import Question, Request, Task, file_or_hub_rows, text_of
 
 _LETTERS = "ABCD"
 _OPTIONS = "A. {A}\nB. {B}\nC. {C}\nD. {D}"
@@ -81,9 +81,7 @@ def _task(name: str) -> Task:
     before, after, new_tokens, metric = _TASKS[name]
 
     def questions(request: Request) -> Iterator[Question]:
-        rows = local_rows(request.data, [f"{name}.jsonl"]) if request.data else None
-        if rows is None:
-            rows = hub_rows("xinrongzhang2022/InfiniteBench", None, name)
+        rows = file_or_hub_rows(request, name, "xinrongzhang2022/InfiniteBench", None, name)
         for number, (where, row) in enumerate(islice(rows, request.samples)):
             values = _values(name, where, row)
             context = _fill(before, values) + text_of(where, row, "context")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from namm.evaluation.benchmarks.base import Question, Request, Task, hub_rows, local_rows, text_of
+from namm.evaluation.benchmarks.base import Question, Request, Task, file_or_hub_rows, text_of
 
 # task: metric, tokens to generate
 _TASKS: Mapping[str, tuple[str, int]] = {
@@ -34,9 +34,7 @@ def _task(name: str) -> Task:
     metric, new_tokens = _TASKS[name]
 
     def questions(request: Request) -> Iterator[Question]:
-        rows = local_rows(request.data, [f"{name}.jsonl"]) if request.data else None
-        if rows is None:
-            rows = hub_rows("L4NLP/LEval", name, "test")
+        rows = file_or_hub_rows(request, name, "L4NLP/LEval", name, "test")
         count = 0
         for number, (where, row) in enumerate(rows):
             instructions, outputs = row.get("instructions"), row.get("outputs")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
-from namm.evaluation.benchmarks.base import Question, Request, Task, hub_rows, local_rows, text_of
+from namm.evaluation.benchmarks.base import Question, Request, Task, file_or_hub_rows, text_of
 
 _PASSAGES = (
     "Answer the question based on the given passages. Only give me the answer and do not output any other words.\n\n"
@@ -151,9 +151,7 @@ def _task(name: str) -> Task:
     before, after = template.split("{context}")
 
     def questions(request: Request) -> Iterator[Question]:
-        rows = local_rows(request.data, [f"{name}.jsonl"]) if request.data else None
-        if rows is None:
-            rows = hub_rows("THUDM/LongBench", name, "test")
+        rows = file_or_hub_rows(request, name, "THUDM/LongBench", name, "test")
         for number, (where, row) in enumerate(islice(rows, request.samples)):
             answers = row.get("answers")
             if not isinstance(answers, list) or not answers:
