@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 
+from namm.evaluation.choubun_metrics import CHOUBUN_METRICS
 from namm.evaluation.infinitebench_metrics import INFINITEBENCH_METRICS
+from namm.evaluation.leval_metrics import LEVAL_METRICS
 from namm.evaluation.metrics import METRICS
 
 # metric, text, answers, labels, score by hand
@@ -25,11 +29,16 @@ CASES = [
         1.0,
     ),  # part of the right one
     ("classification", "nothing", ["city"], ("city", "state"), 0.0),
+    ("classification", "", ["city"], ("city", "state"), 0.0),
+    ("classification", "city or state", ["city or state"], ("city", "or", "state", "city or state"), 1.0),
+    ("classification", "Other location", ["location"], ("location", "Other location"), 0.5),  # a longer, wrong one
     ("count", "There are 7, not 8", ["7"], (), 0.5),
     ("count", "many", ["7"], (), 0.0),
     ("retrieval", "Paragraph 15", ["Paragraph 15"], (), 1.0),
     ("retrieval", "15 or 1", ["Paragraph 1"], (), 0.5),
+    ("retrieval", "none", ["Paragraph 1"], (), 0.0),
     ("retrieval_zh", "段落3", ["段落3"], (), 1.0),
+    ("retrieval_zh", "段落３，3、4", ["段落3"], (), 1 / 3),  # a full-width digit is a number, but not this one
     ("code_similarity", "\n# a comment\n```\nreturn x\nreturn y", ["return x"], (), 1.0),
     ("code_similarity", "return x", ["return y"], (), 0.88),  # 2 * 7 of 16 characters, 87.5 in whole percent
     ("code_similarity", "# only a comment", ["return y"], (), 0.0),
@@ -55,10 +64,28 @@ def test_chinese_rouge_counts_words() -> None:
     assert METRICS["rouge_l_zh"]("我爱北京天安门", ["我爱天安门"], ()) == pytest.approx(2 * 0.75 / 1.75, abs=1e-6)
 
 
+@pytest.mark.parametrize("metric, blank", [("rouge_l", " "), ("rouge_l_zh", "，")])
+def test_rouge_of_very_long_sentences(metric, blank) -> None:
+    pytest.importorskip("jieba")
+    text = blank.join(
+        ["cat", "dog"] * 600
+    )  # no full stop: one sentence, deeper than Python's recursion goes by default
+    limit = sys.getrecursionlimit()
+    assert METRICS[metric](text, [text], ()) == pytest.approx(1.0, abs=1e-6)
+    assert sys.getrecursionlimit() == limit
+
+
+def test_a_missing_package_is_named(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "rouge", None)
+    with pytest.raises(ImportError, match=r"rouge: pip install 'namm\[eval\]'"):
+        METRICS["rouge_l"]("a", ["a"], ())
+
+
 def test_an_answer_without_a_number_is_named() -> None:
     with pytest.raises(ValueError, match="'seven'"):
         METRICS["count"]("7", ["seven"], ())
 
 
 def test_every_metric_has_a_case() -> None:
-    assert {case[0] for case in CASES} | {"rouge_l_zh"} == set(METRICS) - set(INFINITEBENCH_METRICS)
+    others = {*CHOUBUN_METRICS, *INFINITEBENCH_METRICS, *LEVAL_METRICS}  # have theirs in their own files
+    assert {case[0] for case in CASES} | {"rouge_l_zh"} == set(METRICS) - others

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from namm import NAMM, NAMMConfig
-from namm.evaluation.benchmarks.base import MissingDataError, Question, Request, Task
+from namm.evaluation.benchmarks.base import Question, Request, SkippedTaskError, Task
 from namm.evaluation.metrics import LIKELIHOOD
 from namm.evaluation.plots import plot_grid, plot_scores
 from namm.evaluation.policies import POLICIES
@@ -26,7 +26,7 @@ def questions(request: Request):
 
 
 def missing(request: Request):
-    raise MissingDataError("get it there")
+    raise SkippedTaskError("get it there")
 
 
 TASK = Task("made/up", "any_of", 5, questions)

@@ -10,12 +10,17 @@ there too. In Python importing this module is enough: ``lm_eval.simple_evaluate(
 Contexts go in under the policy, which forgets every `update_interval` tokens; continuations are scored in the same
 call, which is the same as after it, since what is decided at the end of a block changes nothing before it.
 
-Arguments beside those of lm_eval's ``hf`` model: ``pretrained`` (also an embedded name or a GGUF file), ``policy``
-(``namm``, ``full`` or a hand-designed rule), ``memory``, and ``kept`` (for ``namm``) or ``budget`` (for the others).
+Own arguments: ``pretrained`` (also an embedded name or a GGUF file), ``policy`` (``namm``, ``full`` or a hand-designed
+rule), ``memory``, and ``kept`` (for ``namm``) or ``budget`` (for the hand-designed rules), both fractions. Of those of
+lm_eval's ``hf`` model the ones in `SCORING` mean the same here, and what `HFLM` does not know goes to `load_model`.
+
+Tasks that generate their texts (ruler, babilong) load a tokenizer themselves, by the name in ``pretrained``; for an
+embedded model or a GGUF file give them ``tokenizer=FOLDER`` as well.
 """
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -32,6 +37,25 @@ from namm.memory import NAMM
 from namm.models import load_model
 from namm.policies import Policy
 
+SCORING = frozenset(
+    [
+        "add_bos_token",
+        "batch_size",
+        "chat_template_args",
+        "enable_thinking",
+        "logits_cache",
+        "max_batch_size",
+        "max_length",
+        "prefix_token_id",
+        "softmax_dtype",
+        "think_end_token",
+        "truncation",
+    ]
+)
+"""Arguments of `HFLM` that concern a model already loaded. It ignores its others then, so they are refused here."""
+LOADING = frozenset(["revision", "subfolder", "trust_remote_code"])
+"""Arguments of `HFLM` that `load_model` takes too."""
+
 
 @register_model("namm")
 class HarnessModel(HFLM):
@@ -46,12 +70,14 @@ class HarnessModel(HFLM):
         budget: float | None = None,
         dtype: str = "auto",
         device: str | None = None,
+        tokenizer: str | None = None,
         **options: Any,
     ) -> None:
+        scoring, loading = split_options(options)
         self._rule = harness_policy(policy, memory, kept, budget)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model, tokenizer = load_model(pretrained, dtype=dtype, device=device)
-        super().__init__(pretrained=model, tokenizer=tokenizer, **options)
+        model, own = load_model(pretrained, dtype=dtype, device=device, **loading)
+        super().__init__(pretrained=model, tokenizer=tokenizer or own, **scoring)
 
     def _model_call(self, inps: torch.Tensor, attn_mask: Any = None, labels: Any = None) -> torch.Tensor:
         # padding is on the right here, where nothing that counts comes after it
@@ -63,6 +89,22 @@ class HarnessModel(HFLM):
         return super()._model_generate(context, max_length, stop, past_key_values=cache, **options)
 
 
+def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What of lm_eval's arguments is for scoring, and what for loading the model.
+
+    Raises:
+        ValueError: naming arguments of the ``hf`` model that would have no effect here.
+    """
+    ignored = inspect.signature(HFLM.__init__).parameters.keys() - SCORING - LOADING
+    refused = sorted(key for key in options if key in ignored and options[key])
+    if refused:
+        raise ValueError(
+            f"--model namm can't apply {', '.join(refused)}; leave it out, or give as pretrained a model that has it"
+        )
+    scoring = {key: value for key, value in options.items() if key in SCORING}
+    return scoring, {key: value for key, value in options.items() if key not in SCORING | ignored}
+
+
 def harness_policy(name: str, memory: str, kept: float | None, budget: float | None) -> Policy:
     """The policy that lm_eval's arguments name.
 
@@ -70,10 +112,14 @@ def harness_policy(name: str, memory: str, kept: float | None, budget: float | N
         ValueError: for an unknown policy, or a fraction that it does not take.
     """
     check_policies([name])
+    if name == "full" and (kept is not None or budget is not None):
+        raise ValueError("policy=full keeps everything; leave out kept and budget")
     if name == "namm" and budget is not None:
         raise ValueError("policy=namm takes kept=FRACTION, to aim at; budget is for the hand-designed rules")
     if name != "namm" and kept is not None:
         raise ValueError(f"policy={name} takes budget=FRACTION; kept is for policy=namm")
+    if budget is not None and not (isinstance(budget, int | float) and 0.0 < budget <= 1.0):
+        raise ValueError(f"budget must be a fraction of the tokens, above 0 and at most 1, got {budget!r}")
     if name != "namm":
         kept = 0.25 if budget is None else budget
     return make_policy(name, kept, NAMM.from_pretrained(memory))

@@ -1,4 +1,9 @@
-"""InfiniteBench's own metrics, with the signature of `namm.evaluation.metrics.Metric`."""
+"""InfiniteBench's own metrics, with the signature of `namm.evaluation.metrics.Metric`.
+
+They score as its ``compute_scores.py`` does on the main branch, which accepts more forms of a choice than the paper's
+(arXiv 2402.13718). Where that stops with an error (a decimal where an integer is expected) the score is 0, unless the
+number is right.
+"""
 
 from __future__ import annotations
 
@@ -45,11 +50,6 @@ def word(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> floa
     return float(any(answer in _words(text) for answer in answers))
 
 
-def name(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
-    """1.0 if the first answer, a name in capitals, is one of the words in any case."""
-    return float(answers[0] in [each.upper() for each in _words(text)])
-
-
 def first_values(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
     """How many of the values are right before the first that is wrong, as a share of all.
 
@@ -65,31 +65,62 @@ def first_values(text: str, answers: Sequence[str], classes: Sequence[str] = ())
 
 
 def choice(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
-    """1.0 if the letter that begins the text, follows "answer is" and the like, or comes first is ``answers[0]``."""
-    text = text.lstrip()
-    if text[:1] and text[0] in "ABCD":
-        return float(text[0] == answers[0])
-    plain = " ".join(_words(text, "\n\"'.,?!{}"))
-    for prefix in ("answer is:", "answer:", "answer is", "option is"):
-        at = plain.find(prefix)
-        if at >= 0:
-            return float(plain[at + len(prefix) + 1 :].startswith(answers[0]))
-    letters = [each for each in plain.split() if each in ("A", "B", "C", "D")]
-    return float(bool(letters) and letters[0] == answers[0])
+    """1.0 if the text chooses an answer: the letter of the right option, or the option itself.
+
+    A right letter alone at the end of a line is enough; else the text must begin with it, or be an answer, or have one
+    after "answer is" and the like, or the first of its words that is a letter must be right.
+
+    >>> choice("I think that the answer is: Ann", ["B", "Ann"])
+    1.0
+    """
+    text = text.strip()
+    if _last_letter(text, "A-D") in answers:
+        return 1.0
+    if not text or text[0] in "ABCD":
+        return float(text[:1] in answers)
+    if text in answers:
+        return 1.0
+    plain = _joined(text, r"[\n\"'.,?!{}]")
+    after = _after(plain, ("answer is:", "answer:", "answer is", "option is"))
+    if after is not None:
+        return float(after.startswith(tuple(answers)))
+    return float(next((each for each in plain.split() if each in "ABCD"), "") in answers)
 
 
 def option(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
-    """1.0 if the text begins with the letter ``answers[0]`` and a mark, or has it or ``answers[1]`` after "is:"."""
-    text = text.lstrip()
-    if text[:2] in (f"{answers[0]}.", f"{answers[0]}:"):
+    """1.0 if the text names a function by the letter ``answers[0]`` or by its name ``answers[1]``.
+
+    A right letter alone at the end of a line is enough; else the text must begin with an answer or have one after "is:"
+    or "answer:".
+
+    >>> option("The faulty one is: f.b", ["B", "f.b"])
+    1.0
+    """
+    text = text.strip()
+    if _last_letter(text, "A-J") == answers[0]:
         return 1.0
-    plain = re.sub(r"[\n`'\"*-]|[Oo]ption", " ", text)
-    plain = " ".join(plain.split())
-    for prefix in ("answer is:", "is:", "answer:"):
-        at = plain.find(prefix)
+    plain = _joined(text, r"[\n`'\"*-]|[Oo]ption")
+    after = _after(plain, ("answer is:", "is:", "answer:"))
+    return float(plain.startswith(tuple(answers)) or (after or "").startswith(tuple(answers)))
+
+
+def _last_letter(text: str, letters: str) -> str | None:
+    """The last letter alone of the first line that has one."""
+    found = re.search(rf"\b[{letters}]\b(?!.*\b[{letters}]\b)", text)
+    return found and found[0]
+
+
+def _joined(text: str, marks: str) -> str:
+    return re.sub(" {2,}", " ", re.sub(marks, " ", text))
+
+
+def _after(text: str, phrases: Sequence[str]) -> str | None:
+    """What follows the first of the phrases that the text has, and one character; None if it has none."""
+    for phrase in phrases:
+        at = text.find(phrase)
         if at >= 0:
-            return float(plain[at + len(prefix) + 1 :].startswith(tuple(answers)))
-    return 0.0
+            return text[at + len(phrase) + 1 :]
+    return None
 
 
 def f1_characters(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
@@ -110,7 +141,6 @@ INFINITEBENCH_METRICS = {
         first_number,
         last_integer,
         word,
-        name,
         first_values,
         choice,
         option,

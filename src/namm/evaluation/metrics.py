@@ -6,7 +6,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from namm.evaluation.choubun_metrics import CHOUBUN_METRICS
 from namm.evaluation.infinitebench_metrics import INFINITEBENCH_METRICS
+from namm.evaluation.leval_metrics import LEVAL_METRICS
+from namm.evaluation.rouge import rouge_l
 from namm.evaluation.text import chinese_letters, f1, need, normalise
 
 LIKELIHOOD = "likelihood"  # no metric of a text: how likely the reference is, as exp(mean log-probability)
@@ -40,18 +43,6 @@ def _chinese_words(text: str) -> list[str]:
     return [word for word in map(chinese_letters, _cut(text)) if word]
 
 
-def rouge_l(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
-    """Best ROUGE-L F1 (Lin 2004), sentence by sentence, as the package `rouge` computes it for LongBench."""
-    scorer = need("rouge").Rouge(metrics=["rouge-l"])
-
-    def score(answer: str) -> float:
-        if not text.replace(".", "").strip() or not answer.replace(".", "").strip():
-            return 0.0  # the package refuses texts without a sentence
-        return float(scorer.get_scores(text, answer)[0]["rouge-l"]["f"])
-
-    return max(score(answer) for answer in answers)
-
-
 def rouge_l_zh(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
     """`rouge_l` of Chinese words as jieba cuts them."""
     return rouge_l(" ".join(_cut(text)), [" ".join(_cut(answer)) for answer in answers])
@@ -60,7 +51,8 @@ def rouge_l_zh(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -
 def classification(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
     """1 over the number of labels named in the text, if the right one is among them (LongBench).
 
-    A label that is part of the right one (and so named along with it) does not count.
+    A label that is part of the right one (and so named along with it) does not count. LongBench's own loop means this
+    too, but passes over one of two such labels in a row.
 
     >>> classification("Type: city or state", ["city"], ["city", "state", "river"])
     0.5
@@ -144,5 +136,7 @@ METRICS: Mapping[str, Metric] = {
     "code_similarity": code_similarity,
     "all_of": all_of,
     "any_of": any_of,
+    **CHOUBUN_METRICS,
     **INFINITEBENCH_METRICS,
+    **LEVAL_METRICS,
 }

@@ -13,7 +13,7 @@ import torch
 
 import namm
 from namm.evaluation.answering import Prompt, Reply, reply
-from namm.evaluation.benchmarks.base import MissingDataError, Question, Request, Task
+from namm.evaluation.benchmarks.base import Question, Request, SkippedTaskError, Task
 from namm.evaluation.metrics import LIKELIHOOD, METRICS
 from namm.evaluation.policies import check_policies, make_policy
 from namm.journal import Journal, Row
@@ -62,7 +62,7 @@ class Evaluation:
 
     Attributes:
         progress: called with a task, how many of its samples are done, how many there are, and the policy at work.
-        skipped: called with one line for each task whose data is missing.
+        skipped: called with one line for each task that can't be had.
     """
 
     model: PreTrainedModel
@@ -87,7 +87,7 @@ class Evaluation:
         for task in tasks:
             try:
                 questions = list(task.questions(request))
-            except MissingDataError as error:
+            except SkippedTaskError as error:
                 self.skipped(f"{task.name} is skipped: {error}")
                 continue
             size = 1 if task.metric == LIKELIHOOD else self.config.batch

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 
 from namm.evaluation.benchmarks.base import Task
+from namm.evaluation.benchmarks.choubun import CHOUBUN
 from namm.evaluation.benchmarks.files import file_task
 from namm.evaluation.benchmarks.generated import GENERATED
 from namm.evaluation.benchmarks.infinitebench import INFINITEBENCH
@@ -19,6 +20,7 @@ TASKS: Mapping[str, Task] = {
     **NEEDLE,
     **RULER,
     **LONGBENCH,
+    **CHOUBUN,
     **LEVAL,
     **INFINITEBENCH,
 }
@@ -33,6 +35,7 @@ SUITES: Mapping[str, tuple[str, ...]] = {
         "ruler/niah_multikey_1",
     ),
     "longbench": tuple(LONGBENCH),
+    "choubun": tuple(CHOUBUN),
     "leval": tuple(LEVAL),
     "infinitebench": tuple(INFINITEBENCH),
     "ruler": tuple(RULER),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sysconfig
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -149,7 +150,7 @@ def _read_file(file: Path, name: str) -> list[Document]:
     return [Document(name, text, kind)] if text.strip() else []
 
 
-def json_lines(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def json_lines(file: Path | zipfile.Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """The objects of a file of JSON lines, each with the number of its line from 1; blank lines are passed over.
 
     Raises:
@@ -178,7 +179,7 @@ def _read_lines(file: Path, name: str) -> list[Document]:
     return documents
 
 
-def _decode(content: bytes, file: Path) -> str:
+def _decode(content: bytes, file: Path | zipfile.Path) -> str:
     """UTF-8 text with plain line breaks."""
     try:
         text = content.decode("utf-8-sig")

@@ -55,23 +55,43 @@ def test_there_are_all_twelve() -> None:
 
 
 @pytest.mark.parametrize(
-    "metric, text, answers, expected",
+    "name, context, question",
     [
-        ("first_integer", "no 7, then 71432", ["71432"], 0.0),
-        ("first_number", "3.5 or 4", ["3.5"], 1.0),
-        ("last_integer", "12 is -12.", ["-12"], 1.0),
-        ("last_integer", "twelve", ["12"], 0.0),
-        ("first_values", "[1, 4, 7, 2]", ["1", "4", "8", "2"], 0.5),
-        ("choice", "I think the answer is: C", ["C", "x"], 1.0),
-        ("choice", "Perhaps D then", ["C", "x"], 0.0),
-        ("option", "The option is: f.b", ["B", "f.b"], 1.0),
-        ("option", "A. f.a", ["B", "f.b"], 0.0),
-        ("f1_characters", "小明，在家", ["小红"], 2 * 1 / (4 + 2)),
-        ("rouge_lsum", "the cat sat", ["the cat ran fast"], 2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4)),
+        (
+            "passkey",
+            "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it. I will quiz "
+            "you about the important information.\n\nLong ago.",
+            "\n\nWhat is the pass key?\n\nThe pass key is",
+        ),
+        (
+            "longbook_choice_eng",
+            "Read the book and answer the question.\n\nLong ago.",
+            "\n\nQuestion: Who?\nA. Bob\nB. Ann\nC. Cy\nD. Di\n\nThe letter of the correct answer is",
+        ),
+        (
+            "math_find",
+            "What is the largest number in the following list?\n\nLong ago.",
+            "\n\nThe largest number of the list is",
+        ),
+        (
+            "code_run",
+            "There is a function called func_1 in the following Python code.\n\nLong ago.",
+            "\n\nPlease compute the exact value of func_1(-5). The value of func_1(-5) is",
+        ),
     ],
 )
-def test_metrics_computed_by_hand(metric, text, answers, expected) -> None:
-    assert METRICS[metric](text, answers, ()) == pytest.approx(expected, abs=1e-6)
+def test_prompts_are_the_published_ones(name, context, question, tmp_path, characters) -> None:
+    (tmp_path / f"{name}.jsonl").write_text(json.dumps({"context": "Long ago."} | ROWS[name]) + "\n")
+    (made,) = INFINITEBENCH[f"infinitebench/{name}"].questions(Request(characters, tmp_path))
+    assert (made.context, made.question) == (context, question)
+
+
+@pytest.mark.parametrize("answer", [[1, 4, 8], ["1", "4", "8"], [[1, 4, 8]]])
+def test_values_of_a_calculation_in_every_form(answer, tmp_path, characters) -> None:
+    row = {"context": "1 + 3 + 4", "input": "", "answer": answer}
+    (tmp_path / "math_calc.jsonl").write_text(json.dumps(row) + "\n")
+    (made,) = INFINITEBENCH["infinitebench/math_calc"].questions(Request(characters, tmp_path))
+    assert made.answers == ("1", "4", "8")
 
 
 @pytest.mark.parametrize(
@@ -82,6 +102,10 @@ def test_metrics_computed_by_hand(metric, text, answers, expected) -> None:
         ("math_find", {"input": "Find it"}, "names no number"),
         ("code_run", {"input": "Run it"}, "calls no function"),
         ("passkey", {"answer": None}, "'answer'"),
+        ("passkey", {"answer": []}, "'answer'"),
+        ("math_find", {"answer": "many"}, "'answer' must be a number"),
+        ("math_calc", {"answer": [1, "many"]}, "'answer' must be a number"),
+        ("longbook_qa_eng", {"input": None}, "'input'"),
     ],
 )
 def test_malformed_rows_are_named(name, change, message, tmp_path, characters) -> None:

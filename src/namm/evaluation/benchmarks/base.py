@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from namm.tasks.documents import Document, json_lines
+from namm.tasks.documents import Document, Kind, json_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class MissingDataError(OSError):
-    """A task's data is not on this machine; the message is one line that says how to get it."""
+class SkippedTaskError(Exception):
+    """A task can't be had from what there is, while others may; the message is one line that says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class Task:
         name: ``benchmark/task``.
         metric: of `namm.evaluation.metrics.METRICS`, or `LIKELIHOOD`.
         new_tokens: at most so many are generated.
-        questions: makes them, at most ``request.samples``; raises `MissingDataError`, or ValueError naming file, line
-            and key of what is wrong.
+        questions: makes them, at most ``request.samples``; raises `SkippedTaskError`, or ValueError naming file,
+            line and key of what is wrong.
         stop: the answer ends before the first of these.
     """
 
@@ -95,17 +96,12 @@ def local_rows(data: Path, names: Iterable[str]) -> Iterator[Row] | None:
     """
     for name in names:
         for path in sorted(data.rglob(name)):
-            return _rows_of(path)
+            return rows_of(path)
     return None
 
 
-def file_or_hub_rows(request: Request, task: str, dataset: str, config: str | None, split: str) -> Iterator[Row]:
-    """Rows of ``<task>.jsonl`` in the request's folder, else of a dataset of the hub; raises as these two do."""
-    rows = local_rows(request.data, [f"{task}.jsonl"]) if request.data else None
-    return hub_rows(dataset, config, split) if rows is None else rows
-
-
-def _rows_of(path: Path) -> Iterator[Row]:
+def rows_of(path: Path | zipfile.Path) -> Iterator[Row]:
+    """Rows of one file; ValueError as for `local_rows`."""
     found = False
     for number, row in json_lines(path):
         found = True
@@ -114,23 +110,12 @@ def _rows_of(path: Path) -> Iterator[Row]:
         raise ValueError(f"{path}: the file is empty")
 
 
-def hub_rows(dataset: str, config: str | None, split: str) -> Iterator[Row]:
-    """Rows of a dataset of the Hugging Face hub.
-
-    Raises:
-        MissingDataError: if `datasets` is not installed or the dataset can't be had.
-    """
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise MissingDataError(f"the dataset {dataset} needs: pip install 'namm[eval]'") from None
-    try:
-        rows = load_dataset(dataset, config, split=split)
-    except Exception as error:  # the hub raises many kinds; the user needs one sentence
-        raise MissingDataError(
-            f"could not load {dataset} ({error}); give a folder with its files: --data FOLDER"
-        ) from error
-    return ((f"{dataset}[{number}]", row) for number, row in enumerate(rows))
+def haystack(request: Request, kind: Kind) -> list[Document]:
+    """The request's texts of that kind; SkippedTaskError if there is none."""
+    found = [document for document in request.text if document.kind == kind]
+    if not found:
+        raise SkippedTaskError(f"it is made from {kind}, and there is none among the texts")
+    return found
 
 
 def text_of(where: str, row: Mapping[str, Any], key: str) -> str:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from namm.evaluation.benchmarks.base import Question, Request, Task
+from namm.evaluation.benchmarks.base import Question, Request, Task, haystack
 from namm.evaluation.metrics import LIKELIHOOD
 from namm.tasks.registry import GENERATORS
 
 
 def _task(name: str) -> Task:
     def questions(request: Request) -> Iterator[Question]:
-        kind = "code" if name == "repeated_code" else "prose"
-        haystack = [document for document in request.text if document.kind == kind]
-        if not haystack:
-            raise ValueError(f"{name} is made from {kind}, and there is none among the texts")
+        texts = haystack(request, "code" if name == "repeated_code" else "prose")
         for index in range(request.generated):
             seed = request.seed + index
-            sample = GENERATORS[name](haystack, request.tokenizer, tokens=request.tokens, seed=seed)
+            sample = GENERATORS[name](texts, request.tokenizer, tokens=request.tokens, seed=seed)
             yield Question(f"{request.tokens}/{seed}", sample.context, sample.question, (sample.answer,))
 
     return Task(name, LIKELIHOOD, 0, questions)

@@ -1,7 +1,8 @@
 """InfiniteBench (arXiv 2402.13718): twelve tasks of 100k tokens and more.
 
-The prompts are the benchmark's for models that complete a text (its ``yarn_mistral_templates``); lengths and metrics are
-its own. Data: files ``<task>.jsonl`` with ``context``, ``input``, ``answer``, ``options``, or xinrongzhang2022/InfiniteBench.
+The prompts are the benchmark's for models that complete a text (its ``yarn_mistral_templates``, as on the main branch);
+lengths and metrics are its own. Data: files ``<task>.jsonl`` with ``context``, ``input``, ``answer``, ``options``, or
+xinrongzhang2022/InfiniteBench.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from namm.evaluation.benchmarks.base import Question, Request, Task, file_or_hub_rows, text_of
+from namm.evaluation.benchmarks.base import Question, Request, Task, text_of
+from namm.evaluation.benchmarks.hub import file_or_hub_rows
 
 _LETTERS = "ABCD"
+_NUMBERS = {"math_find": r"-?\d+(\.\d+)?", "math_calc": r"-?\d+", "code_run": r"-?\d+"}  # forms of an answer
 _OPTIONS = "A. {A}\nB. {B}\nC. {C}\nD. {D}"
 _MASKED = (
     'Below is a dialogue script where one random occurrence of a character name is replaced with "$$MASK$$", and you '
@@ -23,7 +26,7 @@ _MASKED = (
 # task: before the context, after it, tokens to generate, metric
 _TASKS: Mapping[str, tuple[str, str, int, str]] = {
     "passkey": (
-        "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. I will quiz you about the important information there.\n\n",
+        "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it. I will quiz you about the important information.\n\n",
         "\n\n{input}\n\nThe pass key is",
         6,
         "first_integer",
@@ -54,7 +57,7 @@ _TASKS: Mapping[str, tuple[str, str, int, str]] = {
         "f1",
     ),
     "longbook_qa_chn": ("阅读以下书籍然后回答问题。\n\n", "\n\n问题：{input}\n答案：", 40, "f1_characters"),
-    "longdialogue_qa_eng": (_MASKED, "\n\nThe name that has been replaced with $$MASK$$ is likely", 40, "name"),
+    "longdialogue_qa_eng": (_MASKED, "\n\nThe name that has been replaced with $$MASK$$ is likely", 40, "any_of"),
     "math_find": ("{target}\n\n", "\n\n{input}", 3, "first_number"),
     "math_calc": (
         "Let us calculate the intermediate values of an expression.\n\nExpression: 1 + 3 + 4\nValues: [1, 4, 8]\n\nExpression: 8 - 3 + 2 - 4\nValues: [8, 5, 7, 3]\n\nExpression: ",
@@ -81,7 +84,7 @@ def _task(name: str) -> Task:
     before, after, new_tokens, metric = _TASKS[name]
 
     def questions(request: Request) -> Iterator[Question]:
-        rows = file_or_hub_rows(request, name, "xinrongzhang2022/InfiniteBench", None, name)
+        rows = file_or_hub_rows(request, name, "xinrongzhang2022/InfiniteBench", name)
         for number, (where, row) in enumerate(islice(rows, request.samples)):
             values = _values(name, where, row)
             context = _fill(before, values) + text_of(where, row, "context")
@@ -122,13 +125,18 @@ def _options(where: str, row: Mapping[str, Any]) -> list[str]:
 def _answers(name: str, where: str, row: Mapping[str, Any]) -> tuple[str, ...]:
     """The accepted answers; of a choice its letter and its text, of a calculation all values in order."""
     answer = row.get("answer")
-    answers = tuple(map(str, answer if isinstance(answer, list) else [answer]))
-    if answer is None or not answers:
+    listed = answer if isinstance(answer, list) else [answer]
+    if listed and isinstance(listed[0], list):  # some files of the calculation have its values one list deeper
+        listed = listed[0]
+    if not listed or not all(isinstance(each, str | int | float) for each in listed):
         raise ValueError(f"{where}: 'answer' must be a text, a number or a list of them")
+    answers = tuple(map(str, listed))
+    if name in _NUMBERS and not all(re.fullmatch(_NUMBERS[name], each) for each in answers):
+        raise ValueError(f"{where}: 'answer' must be a number (or a list of them), found {answer!r}")
     if name in ("longbook_choice_eng", "code_debug"):
         options = _options(where, row)
         if answers[0] not in options:
-            raise ValueError(f"{where}: the answer {answers[0]!r} is none of the options")
+            raise ValueError(f"{where}: the 'answer' {answers[0]!r} is none of the options")
         return (_LETTERS[options.index(answers[0])], answers[0])
     return answers
 

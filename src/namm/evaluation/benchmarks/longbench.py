@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
-from namm.evaluation.benchmarks.base import Question, Request, Task, file_or_hub_rows, text_of
+from namm.evaluation.benchmarks.base import Question, Request, Task, text_of
+from namm.evaluation.benchmarks.hub import file_or_hub_rows
 
 _PASSAGES = (
     "Answer the question based on the given passages. Only give me the answer and do not output any other words.\n\n"
@@ -146,25 +147,40 @@ _TASKS: Mapping[str, tuple[str, int, str, tuple[str, ...]]] = {
 }
 
 
-def _task(name: str) -> Task:
-    template, new_tokens, metric, stop = _TASKS[name]
+def longbench_task(
+    name: str, dataset: str, template: str, new_tokens: int, metric: str, stop: tuple[str, ...] = ()
+) -> Task:
+    """A task of LongBench's format: a template around ``context`` and (if it has a place for it) ``input``.
+
+    Args:
+        name: ``benchmark/task``; the task's file and the dataset's configuration bear the second part.
+        dataset: of the hub.
+    """
     before, after = template.split("{context}")
+    own = name.split("/")[-1]
 
     def questions(request: Request) -> Iterator[Question]:
-        rows = file_or_hub_rows(request, name, "THUDM/LongBench", name, "test")
+        rows = file_or_hub_rows(request, own, dataset)
         for number, (where, row) in enumerate(islice(rows, request.samples)):
             answers = row.get("answers")
-            if not isinstance(answers, list) or not answers:
-                raise ValueError(f"{where}: 'answers' must be a list with at least one answer")
-            classes = tuple(map(str, row.get("all_classes") or ()))
-            if metric == "classification" and not classes:
+            if not isinstance(answers, list) or not answers or not all(isinstance(each, str | int) for each in answers):
+                raise ValueError(f"{where}: 'answers' must be a list of at least one text")
+            classes = row.get("all_classes") or []
+            if not isinstance(classes, list) or (metric == "classification" and not classes):
                 raise ValueError(f"{where}: 'all_classes' must list the labels")
-            asked = after.replace("{input}", text_of(where, row, "input"))
+            asked = after.replace("{input}", text_of(where, row, "input")) if "{input}" in after else after
             yield Question(
-                str(number), before + text_of(where, row, "context"), asked, tuple(map(str, answers)), classes
+                str(number),
+                before + text_of(where, row, "context"),
+                asked,
+                tuple(map(str, answers)),
+                tuple(map(str, classes)),
             )
 
-    return Task(f"longbench/{name}", metric, new_tokens, questions, stop)
+    return Task(name, metric, new_tokens, questions, stop)
 
 
-LONGBENCH: Mapping[str, Task] = {f"longbench/{name}": _task(name) for name in _TASKS}
+LONGBENCH: Mapping[str, Task] = {
+    f"longbench/{name}": longbench_task(f"longbench/{name}", "THUDM/LongBench", *settings)
+    for name, settings in _TASKS.items()
+}

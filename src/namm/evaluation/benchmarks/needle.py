@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from namm.evaluation.benchmarks.base import Question, Request, Task
+from namm.evaluation.benchmarks.base import Question, Request, Task, haystack
 from namm.tasks.passkey import pass_key
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -12,9 +12,7 @@ LENGTHS = (4, 2, 1)  # the request's tokens over these
 
 
 def _questions(request: Request) -> Iterator[Question]:
-    prose = [document for document in request.text if document.kind == "prose"]
-    if not prose:
-        raise ValueError("needle hides its needles in prose, and there is none among the texts")
+    prose = haystack(request, "prose")
     for part in LENGTHS:
         length = request.tokens // part
         for depth in DEPTHS:

@@ -6,11 +6,13 @@ import random
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Literal
 
-from namm.evaluation.benchmarks.base import Request
-from namm.evaluation.benchmarks.ruler_words import noise_lines
-from namm.tasks.text import sentences_of, token_counts
+from namm.evaluation.benchmarks.base import Request, haystack
+from namm.evaluation.benchmarks.ruler_forms import NOISE, Form, Maker
+from namm.evaluation.benchmarks.ruler_words import words_of
+from namm.tasks.text import sentences_of
 
 Kind = Literal["words", "numbers", "uuids"]
 
@@ -32,74 +34,58 @@ class Needles:
     per_key: int = 1
     asked: int = 1
 
-    def pieces(self, request: Request) -> list[str]:
-        """Sentences of the prose, where the haystack is an essay.
+    def maker(self, request: Request) -> Maker:
+        """A unit of haystack is a line of noise, a sentence (all over again after the last) or a needle.
 
         Raises:
-            ValueError: if there is no prose.
+            SkippedTaskError: if there is no prose for keys or haystack.
         """
-        if self.haystack != "essay":
-            return []
-        prose = [document for document in request.text if document.kind == "prose"]
-        if not prose:
-            raise ValueError("this task of RULER hides its needles in prose, and there is none among the texts")
-        return [" ".join(sentence.split()) for document in prose for sentence in sentences_of(document)]
+        words = words_of(request) if "words" in (self.keys, self.values) else []
+        sentences = _sentences(request) if self.haystack == "essay" else []
+        return Maker(lambda units, rng: self._form(sentences, units, words, rng))
 
-    def most(self, pieces: Sequence[str], request: Request) -> int:
-        """Units of haystack at most: sentences, or lines of which none is shorter than a token."""
-        if not pieces:
-            return request.tokens
-        if sum(token_counts(request.tokenizer, list(pieces))) < request.tokens:
-            raise ValueError(f"the texts are too short for a prompt of {request.tokens} tokens; add some (--text)")
-        return len(pieces)
-
-    def prompt(
-        self, pieces: Sequence[str], units: int, words: Sequence[str], rng: random.Random
-    ) -> tuple[str, str, tuple[str, ...]]:
-        """Context, question and answers with so many units of haystack."""
+    def _form(self, sentences: Sequence[str], units: int, words: Sequence[str], rng: random.Random) -> Form:
         keys = [_make(self.keys, words, rng) for _ in range(self.count)]
         values = [[_make(self.values, words, rng) for _ in range(self.per_key)] for _ in keys]
         queried = sorted(rng.sample(range(self.count), self.asked))
         needles = [self._line(key, value) for key, own in zip(keys, values, strict=True) for value in own]
         rng.shuffle(needles)
-        if self.haystack == "noise":
-            lines, join = noise_lines(units), "\n"
-        elif self.haystack == "needle":
-            make = [(_make(self.keys, words, rng), _make(self.values, words, rng)) for _ in range(units)]
-            lines, join = [self._line(key, value) for key, value in make], "\n"
-        else:
-            lines, join = list(pieces[:units]), " "
+        lines = self._haystack(sentences, units, words, rng)
         for needle in needles:
             lines.insert(rng.randrange(len(lines) + 1), needle)
-        kind, several = self.values, self.asked * self.per_key > 1
-        query = self._enumerate([keys[i] for i in queried])
-        if several:
-            head = (
-                f"Some special magic {kind} are hidden within the following text. Make sure to memorize it. I will quiz "
-                f"you about the {kind} afterwards.\n"
-            )
-            asked = (
-                f"\nWhat are all the special magic {kind} for {query} mentioned in the provided text? The special magic "
-                f"{kind} for {query} mentioned in the provided text are"
-            )
-        else:
-            one = kind.removesuffix("s")
-            head = (
-                f"A special magic {one} is hidden within the following text. Make sure to memorize it. I will quiz you "
-                f"about the {one} afterwards.\n"
-            )
-            asked = (
-                f"\nWhat is the special magic {one} for {query} mentioned in the provided text? The special magic {one} "
-                f"for {query} mentioned in the provided text is"
-            )
-        return head + join.join(lines), asked, tuple(value for i in queried for value in values[i])
+        head, asked = self._around([keys[i] for i in queried])
+        text = (" " if self.haystack == "essay" else "\n").join(lines)
+        return Form(head + text, asked, tuple(value for i in queried for value in values[i]))
+
+    def _haystack(self, sentences: Sequence[str], units: int, words: Sequence[str], rng: random.Random) -> list[str]:
+        if self.haystack == "noise":
+            return [NOISE] * units
+        if self.haystack == "essay":
+            return list(islice(cycle(sentences), units))
+        return [self._line(_make(self.keys, words, rng), _make(self.values, words, rng)) for _ in range(units)]
 
     def _line(self, key: str, value: str) -> str:
         return f"One of the special magic {self.values} for {key} is: {value}."
 
-    @staticmethod
-    def _enumerate(keys: Sequence[str]) -> str:
-        return ", ".join(keys[:-1]) + ", and " + keys[-1] if len(keys) > 1 else keys[0]
+    def _around(self, keys: Sequence[str]) -> tuple[str, str]:
+        """What comes before the haystack, and the question behind it."""
+        query = ", ".join(keys[:-1]) + f", and {keys[-1]}" if len(keys) > 1 else keys[0]
+        if self.asked * self.per_key > 1:
+            some, kind, what, are = "Some", str(self.values), "What are all", "are"
+        else:
+            some, kind, what, are = "A", self.values.removesuffix("s"), "What is", "is"
+        head = (
+            f"{some} special magic {kind} {are} hidden within the following text. Make sure to memorize it. I will quiz "
+            f"you about the {kind} afterwards.\n"
+        )
+        wanted = f"the special magic {kind} for {query} mentioned in the provided text"
+        return head, f"\n{what} {wanted}? T{wanted[1:]} {are}"
+
+
+def _sentences(request: Request) -> list[str]:
+    """Sentences of the prose, each in one line."""
+    prose = haystack(request, "prose")
+    return [" ".join(sentence.split()) for document in prose for sentence in sentences_of(document)]
 
 
 def _make(kind: Kind, words: Sequence[str], rng: random.Random) -> str:

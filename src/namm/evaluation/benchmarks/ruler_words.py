@@ -1,60 +1,112 @@
-"""Words and noise for RULER's tasks."""
+"""RULER's lists of words: ``cwe``, the words of which there are most, and ``fwe``, the most frequent of coded ones."""
 
 from __future__ import annotations
 
+import math
 import random
 import re
+import string
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from namm.tasks.documents import Document
+from namm.evaluation.benchmarks.base import Request, SkippedTaskError, haystack
+from namm.evaluation.benchmarks.ruler_forms import Form, Maker, random_names
 
-_NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+COMMON = 10  # words asked for
+EXPONENT = 2.0  # of the coded words' frequencies
+_TOKENS_PER_CODED_WORD = 50  # of the prompt, for each different one
+_LONG = 4096  # tokens from which on words are repeated more often
 
 
-def noise_lines(count: int) -> list[str]:
-    """So many lines of RULER's noise."""
-    return [_NOISE] * count
+@dataclass(frozen=True)
+class _Copies:
+    """How often the words asked for and the others come in a list."""
+
+    common: int
+    others: int
 
 
-def words_of(documents: Sequence[Document]) -> list[str]:
+def words_of(request: Request) -> list[str]:
     """Different words of four to ten letters in the prose, sorted.
 
     Raises:
-        ValueError: if there are fewer than a hundred.
+        SkippedTaskError: if there are fewer than a hundred.
     """
-    prose = " ".join(document.text for document in documents if document.kind == "prose")
+    prose = " ".join(document.text for document in haystack(request, "prose"))
     words = sorted(set(re.findall(r"\b[a-z]{4,10}\b", prose)))
     if len(words) < 100:
-        raise ValueError(f"this task of RULER takes its words from prose, and the texts have only {len(words)} of them")
+        raise SkippedTaskError(f"it takes its words from prose, and the texts have only {len(words)} of them")
     return words
 
 
-def common_words(
-    words: Sequence[str], units: int, rng: random.Random, *, common: int = 10, often: int = 30, seldom: int = 3
-) -> tuple[list[str], tuple[str, ...]]:
-    """A shuffled list in which `common` words come `often` and `units` others `seldom` times; and the common ones.
+def common_maker(request: Request) -> Maker:
+    """Ten words that come often among others that come seldom, after a solved example; a unit is one other word."""
+    words = words_of(request)
+    copies, shown = (_Copies(30, 3), _Copies(10, 3)) if request.tokens >= _LONG else (_Copies(6, 1), _Copies(3, 1))
+    shown_others = 30 if request.tokens >= _LONG else 10
 
-    RULER's smaller numbers for prompts below 4,096 tokens keep the list short: 10 and 1 in place of 30 and 3.
-    """
-    chosen = rng.sample(words, common + units)
-    if units < 100:
-        often, seldom = 10, 1
-    listed = chosen[:common] * often + chosen[common:] * seldom
+    def make(units: int, rng: random.Random) -> Form:
+        example = _list(words, shown_others, shown, rng)
+        asked = _list(words, units, copies, rng)
+        solved = f"{example.context}{example.question} {_numbered(example.answers)}\n"
+        return Form(solved + asked.context, asked.question, asked.answers)
+
+    return Maker(make)
+
+
+def _list(words: Sequence[str], others: int, copies: _Copies, rng: random.Random) -> Form:
+    chosen = _different(words, COMMON + others, rng)
+    listed = chosen[:COMMON] * copies.common + chosen[COMMON:] * copies.others
     rng.shuffle(listed)
-    return listed, tuple(chosen[:common])
+    head = (
+        "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones that "
+        "appear most often.\n"
+    )
+    asked = (
+        "\nQuestion: What are the 10 most common words in the above list? Answer: The top 10 words that appear most "
+        "often in the list are:"
+    )
+    return Form(head + _numbered(listed), asked, tuple(chosen[:COMMON]))
 
 
-def coded_words(count: int, rng: random.Random, *, exponent: float = 2.0) -> tuple[list[str], tuple[str, ...]]:
-    """So many coded words, the k-th most frequent with weight ``k ** -exponent``; and the three that come most often.
+def _different(words: Sequence[str], count: int, rng: random.Random) -> list[str]:
+    """So many different words; where there are too few, as RULER does, pairs of them."""
+    if count <= len(words):
+        return rng.sample(words, count)
+    pairs = (divmod(number, len(words)) for number in rng.sample(range(len(words) ** 2), count))
+    return [f"{words[first]}-{words[second]}" for first, second in pairs]
 
-    The most frequent is written as dots and asked to be ignored.
+
+def _numbered(words: Sequence[str]) -> str:
+    return " ".join(f"{number}. {word}" for number, word in enumerate(words, 1))
+
+
+def frequent_maker(request: Request) -> Maker:
+    """Coded words whose frequencies follow a zeta distribution; a unit is one of its draws.
+
+    The most frequent is dots, to be ignored; the three behind it are asked for.
     """
-    kinds = max(5, count // 50)
-    vocabulary = ["..."] + ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(kinds)]
-    weights = [rank**-exponent for rank in range(1, len(vocabulary) + 1)]
-    copies = [max(1, round(count * weight / sum(weights))) for weight in weights]
-    for rank in (3, 2, 1):  # rounding must not make two of the asked equally frequent
-        copies[rank] = max(copies[rank], copies[rank + 1] + 1)
-    listed = [word for word, number in zip(vocabulary, copies, strict=True) for _ in range(number)]
-    rng.shuffle(listed)
-    return listed, tuple(vocabulary[1:4])
+
+    def make(units: int, rng: random.Random) -> Form:
+        coded = random_names(request.tokens // _TOKENS_PER_CODED_WORD, string.ascii_lowercase, 6, rng)
+        ranked = ["...", *coded[1:]]
+        listed = [word for rank, word in enumerate(ranked, 1) for _ in range(int(units * _share(rank)))]
+        rng.shuffle(listed)
+        head = (
+            "Read the following coded text and track the frequency of each coded word. Find the three most frequently "
+            "appeared coded words. "
+        )
+        asked = (
+            "\nQuestion: Do not provide any explanation. Please ignore the dots '....'. What are the three most frequently "
+            "appeared words in the above coded text? Answer: According to the coded text above, the three most frequently "
+            "appeared words are:"
+        )
+        return Form(head + " ".join(listed), asked, tuple(ranked[1:4]))
+
+    # from so many draws on, whole numbers of the fourth word and the fifth are never the same
+    return Maker(make, least=math.ceil(1 / (_share(4) - _share(5))))
+
+
+def _share(rank: int) -> float:
+    """Of all draws, those of the rank-th most frequent word, where there is no end of words."""
+    return rank**-EXPONENT / (math.pi**2 / 6)  # zeta(2)
