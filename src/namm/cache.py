@@ -94,6 +94,16 @@ class MemoryCache(Cache):
         """Tokens seen and kept, and bytes held, counted from the tensors."""
         return collect(self.layers)
 
+    def positions(self) -> list[list[list[Tensor]]]:
+        """Which tokens are held: ``[layer][batch row][head]``, each ``[tokens]`` int32, rising.
+
+        The layers are those of `CacheStats.layers`.
+        """
+        return [
+            [[row.store.head(h)["positions"].clone() for h in range(row.store.heads)] for row in layer.rows]
+            for layer in self._forgetting
+        ]
+
     def check(self) -> None:
         """Verify the cache's invariants; slow, for tests.
 

@@ -8,6 +8,7 @@ from namm.cli.distill import distill
 from namm.cli.eval import evaluate
 from namm.cli.evolve import evolve
 from namm.cli.generate import generate
+from namm.cli.inspect import inspect_texts
 
 app = typer.Typer(
     help="Neural attention memory for transformers: a KV cache that forgets.",
@@ -18,3 +19,4 @@ app = typer.Typer(
 for command in (demo, generate, compare, distill, evolve):
     app.command()(command)
 app.command("eval")(evaluate)
+app.command("inspect")(inspect_texts)

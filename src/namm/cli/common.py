@@ -126,17 +126,38 @@ def run_comparison(
         )
 
 
-def print_comparison(title: str, rows: Sequence[Comparison]) -> None:
+def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
+    """Rows of texts; a line between those that begin differently, where more than one row begins alike.
+
+    Args:
+        left: columns aligned to the left, all others to the right.
+    """
     table = Table(title=title, title_justify="left")
-    for heading in ("policy", "kept", "cache MiB", "loss", "rise", "prefill s"):
-        table.add_column(heading, justify="left" if heading == "policy" else "right")
-    for row in rows:
-        table.add_row(
-            row.policy,
-            f"{row.tail.kept_fraction:.3f}",
-            f"{row.tail.held_bytes / 2**20:.1f}",
-            f"{row.tail.loss:.3f}",
-            f"{row.rise:+.3f}",
-            f"{row.tail.seconds:.1f}",
-        )
-    console.print(table)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if number < left else "right", overflow="fold")
+    grouped = len({row[0] for row in rows}) < len(rows)
+    for number, row in enumerate(rows):
+        if grouped and number and row[0] != rows[number - 1][0]:
+            table.add_section()
+        table.add_row(*row)
+    # a file or a pipe has no width of its own
+    (console if console.is_terminal else Console(width=120)).print(table)
+
+
+def print_comparison(title: str, rows: Sequence[Comparison]) -> None:
+    headings = ("policy", "kept", "cache MiB", "loss", "rise", "prefill s")
+    print_table(
+        title,
+        headings,
+        [
+            (
+                row.policy,
+                f"{row.tail.kept_fraction:.3f}",
+                f"{row.tail.held_bytes / 2**20:.1f}",
+                f"{row.tail.loss:.3f}",
+                f"{row.rise:+.3f}",
+                f"{row.tail.seconds:.1f}",
+            )
+            for row in rows
+        ],
+    )

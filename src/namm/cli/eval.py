@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from namm.cli import common
 from namm.cli.common import DeviceOption, DtypeOption, MemoryOption, console
@@ -15,7 +13,7 @@ from namm.evaluation.plots import plot_grid, plot_scores
 from namm.evaluation.policies import POLICIES
 from namm.evaluation.run import EvalConfig, Evaluation
 from namm.evaluation.suites import SUITES, TASKS, find_tasks
-from namm.evaluation.table import HEADINGS, Line, cells, lines, markdown
+from namm.evaluation.table import HEADINGS, cells, lines, markdown
 from namm.journal import Journal, Row
 from namm.memory import NAMM
 from namm.rope import extend_window
@@ -99,25 +97,9 @@ def evaluate(
         (folder / "table.json").write_text(json.dumps([vars(line) for line in found], indent=1))
         plot_scores(found, folder / "scores.png")
         plot_grid(rows, folder / "grid.png")
-        _print(found)
+        for name in dict.fromkeys(line.model for line in found):
+            common.print_table(name, HEADINGS, [cells(line) for line in found if line.model == name], left=2)
         console.print(f"{len(rows)} results, table and plots are in {folder}")
-
-
-def _print(found: list[Line]) -> None:
-    for model in dict.fromkeys(line.model for line in found):
-        table = Table(title=model, title_justify="left")
-        for heading in HEADINGS:
-            left = heading in ("task", "policy")
-            table.add_column(heading, justify="left" if left else "right", overflow="fold")
-        last = None
-        for line in found:
-            if line.model == model:
-                if last not in (None, line.task):
-                    table.add_section()
-                last = line.task
-                table.add_row(*cells(line))
-        # a file or a pipe has no width of its own
-        (console if console.is_terminal else Console(width=120)).print(table)
 
 
 def _print_tasks() -> None:

@@ -110,11 +110,17 @@ def cells(line: Line) -> tuple[str, ...]:
     )
 
 
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Rows of texts as a Markdown table."""
+    ruled = ["| " + " | ".join(row) + " |" for row in (headings, *rows)]
+    ruled.insert(1, "|" + " --- |" * len(headings))
+    return "\n".join(ruled) + "\n"
+
+
 def markdown(found: Sequence[Line]) -> str:
-    """The lines as a Markdown table, one for each model."""
-    parts = []
-    for model in _unique(line.model for line in found):
-        body = "\n".join("| " + " | ".join(cells(line)) + " |" for line in found if line.model == model)
-        head = "| " + " | ".join(HEADINGS) + " |\n|" + " --- |" * len(HEADINGS)
-        parts.append(f"## {model}\n\n{head}\n{body}\n")
-    return "\n".join(parts)
+    """The lines as Markdown tables, one for each model."""
+    models = _unique(line.model for line in found)
+    return "\n".join(
+        f"## {model}\n\n{markdown_table(HEADINGS, [cells(line) for line in found if line.model == model])}"
+        for model in models
+    )

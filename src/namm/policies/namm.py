@@ -63,13 +63,16 @@ class NAMMPolicy(Policy):
 
     def decide(self, head: Head, scores: Tensor) -> Tensor:
         """``[tokens]`` bool from the scores of a head's tokens, ``[tokens]``."""
-        offset = self.offset or 0.0 if self._aim is None else self.memory.offset_for(self._aim, head.seen)
-        scores = scores + offset
+        scores = scores + self.offset_at(head.seen)
         keep = scores >= 0
         keep[-1] = True  # the newest stays in any case, and counts
         if self.cap is not None and int(keep.sum()) > (limit := tokens_within(self.cap, head)):
             keep = top(scores, limit, recent=1)
         return keep
+
+    def offset_at(self, seen: int) -> float:
+        """What is added to the scores after so many tokens."""
+        return self.offset or 0.0 if self._aim is None else self.memory.offset_for(self._aim, seen)
 
     def _memory_on(self, device: torch.device) -> NAMM:
         """The memory on a layer's device; a model may be spread over several, and parameters may be replaced."""

@@ -1,0 +1,208 @@
+"""Reading a text under a policy, and writing down which head forgets which token when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from namm.cache import MemoryCache
+from namm.memory import NAMM
+from namm.policies import NAMMPolicy, Policy
+from namm.policies.base import Head
+from namm.stats import CacheStats
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """What one policy held of a text after each of its updates.
+
+    Attributes:
+        name: of the policy, to show.
+        text: what was read.
+        spans: ``[tokens, 2]`` int64, where each token begins and ends in the text. They do not overlap: of tokens that
+            share a character the first has it, the others are empty, as are tokens that stand for nothing written.
+        layers: index in the model of each layer that forgets.
+        updates: tokens seen at each update, rising; the last is the whole text.
+        forgotten: ``[layers, heads, tokens]`` int16: the update (an index of `updates`) at which a head forgot the
+            token, ``len(updates)`` where it never did.
+        scores: ``[layers, heads, tokens]`` float32, a memory's score of a token the last time a head judged it, offset
+            included: it stays where this is at least 0. NaN: never judged. None under a rule without scores.
+        spectrogram: ``[tokens, len(ema), bins]`` float32, mean over layers and heads of the averaged magnitudes that
+            went with these scores (before compression). None likewise.
+        stats: what the cache held in the end.
+    """
+
+    name: str
+    text: str
+    spans: np.ndarray
+    layers: tuple[int, ...]
+    updates: tuple[int, ...]
+    forgotten: np.ndarray
+    scores: np.ndarray | None
+    spectrogram: np.ndarray | None
+    stats: CacheStats
+
+    @property
+    def tokens(self) -> int:
+        return len(self.spans)
+
+    def held(self, update: int = -1) -> np.ndarray:
+        """``[layers, heads, tokens]`` bool: what each head holds after an update (an index of `updates`)."""
+        index = range(len(self.updates))[update]
+        return (self.forgotten > index) & (np.arange(self.tokens) < self.updates[index])
+
+    def kept(self, update: int = -1) -> np.ndarray:
+        """``[tokens]`` float: the share of all heads that hold a token after an update."""
+        return self.held(update).mean((0, 1))
+
+    def kept_by_head(self, update: int = -1) -> np.ndarray:
+        """``[layers, heads]`` float: the share of the tokens seen that each head holds after an update."""
+        return self.held(update).sum(-1) / self.updates[update]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One flat record a token, for ``pandas.DataFrame(inspection.rows())``."""
+        kept = self.kept()
+        scores = None if self.scores is None else _mean_over_heads(self.scores)
+        for position, (start, end) in enumerate(self.spans):
+            row = {"position": position, "text": self.text[start:end], "kept": float(kept[position])}
+            yield row if scores is None else row | {"score": float(scores[position])}
+
+    def _repr_html_(self) -> str:
+        """The report, for notebooks."""
+        from namm.inspection.report import report_page  # it stands above
+
+        page = escape(report_page([self]), quote=True)
+        return f'<iframe srcdoc="{page}" style="width:100%;height:720px;border:0"></iframe>'
+
+
+@torch.inference_mode()
+def inspect(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    policy: Policy | NAMM,
+    *,
+    tokens: int | None = None,
+    name: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Inspection:
+    """Read a text under a policy, update by update, and decide at its end about what is left.
+
+    Args:
+        tokens: read at most so many.
+        name: to show; else the policy's own.
+        progress: called with tokens read and all tokens.
+
+    Raises:
+        ValueError: for a text without tokens, or a tokenizer that can't say where its tokens stand in the text.
+        UnsupportedModelError: see `MemoryCache`.
+
+    Example:
+        >>> found = namm.inspect(model, tokenizer, text, memory)               # doctest: +SKIP
+        >>> pandas.DataFrame(found.rows()).sort_values("kept")                 # doctest: +SKIP
+    """
+    policy = NAMMPolicy(policy) if isinstance(policy, NAMM) else policy
+    shown = name or policy.name
+    ids, spans = _read(tokenizer, text, tokens)
+    watched = _Watched.of(policy) if type(policy) is NAMMPolicy else policy
+    cache = MemoryCache(model, watched)
+    total = len(spans)
+    interval = policy.update_interval or total
+    updates: list[int] = []
+    held: list[np.ndarray] = []
+    for start in range(0, total, interval):
+        end = min(start + interval, total)
+        model(ids[:, start:end].to(model.device), past_key_values=cache, logits_to_keep=1)
+        if end == total:
+            cache.settle()
+        updates.append(end)
+        held.append(_mask(cache, total))
+        progress(end, total)
+    stats = cache.stats()
+    scores = spectrogram = None
+    if isinstance(watched, _Watched):
+        scores, spectrogram = watched.scored(total, stats.layers)
+    later = np.logical_or.accumulate(np.stack(held)[::-1])[::-1]  # a token not yet read is not forgotten
+    return Inspection(
+        shown,
+        text[: spans[-1, 1]],
+        spans,
+        stats.layers,
+        tuple(updates),
+        later.sum(0).astype(np.int16),
+        scores,
+        spectrogram,
+        stats,
+    )
+
+
+def _read(tokenizer: PreTrainedTokenizerBase, text: str, tokens: int | None) -> tuple[Tensor, np.ndarray]:
+    """Ids ``[1, tokens]``, and where they stand in the text, without overlap."""
+    try:
+        found = tokenizer(text, return_offsets_mapping=True)
+    except NotImplementedError as error:
+        raise ValueError(f"{type(tokenizer).__name__} can't say where its tokens stand in a text: {error}") from error
+    ids, spans = found["input_ids"][:tokens], np.array(found["offset_mapping"][:tokens], dtype=np.int64)
+    if not ids:
+        raise ValueError("the text is empty: there is nothing to inspect")
+    ends = np.maximum.accumulate(spans[:, 1])
+    return torch.tensor([ids]), np.stack([np.maximum(spans[:, 0], np.r_[0, ends[:-1]]).clip(max=ends), ends], axis=1)
+
+
+def _mask(cache: MemoryCache, tokens: int) -> np.ndarray:
+    """``[layers, heads, tokens]`` bool: what is held of the only row."""
+    held = [row[0] for row in cache.positions()]
+    mask = np.zeros((len(held), len(held[0]), tokens), dtype=bool)
+    for layer, heads in enumerate(held):
+        for head, positions in enumerate(heads):
+            mask[layer, head, positions.cpu().numpy()] = True
+    return mask
+
+
+def _mean_over_heads(values: np.ndarray) -> np.ndarray:
+    """Mean over the first two dimensions of what is not NaN; NaN where all are."""
+    count = (~np.isnan(values)).sum((0, 1))
+    return np.where(count > 0, np.nansum(values, (0, 1)) / np.maximum(count, 1), np.nan)
+
+
+class _Watched(NAMMPolicy):
+    """A memory's policy that writes down how it judges; it decides as ever."""
+
+    @classmethod
+    def of(cls, policy: NAMMPolicy) -> _Watched:
+        watched = cls(policy.memory, policy.offset, policy.kept, policy.cap)
+        watched._judged = {}
+        return watched
+
+    _judged: dict[tuple[int, int], list[tuple[Tensor, Tensor, Tensor]]]
+
+    def decide(self, head: Head, scores: Tensor) -> Tensor:
+        seen = head.positions.long().cpu(), (scores + self.offset_at(head.seen)).float().cpu()
+        spectrogram = head.columns["spectrogram"].to("cpu", torch.float16)
+        self._judged.setdefault((head.layer, head.index), []).append((*seen, spectrogram.clone()))
+        return super().decide(head, scores)
+
+    def scored(self, tokens: int, layers: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """`Inspection.scores` and `Inspection.spectrogram`."""
+        heads = 1 + max(index for _, index in self._judged) if self._judged else 1
+        config = self.memory.config
+        scores = np.full((len(layers), heads, tokens), np.nan, dtype=np.float32)
+        total = torch.zeros(tokens, len(config.ema), config.spectrogram.bins)
+        count = torch.zeros(tokens)
+        for (layer, index), updates in self._judged.items():
+            last = torch.zeros_like(total)
+            for positions, judged, spectrogram in updates:
+                scores[layers.index(layer), index, positions.numpy()] = judged.numpy()
+                last[positions] = spectrogram.float()
+            total += last
+            count += torch.from_numpy(~np.isnan(scores[layers.index(layer), index]))
+        return scores, (total / count.clamp_min(1)[:, None, None]).numpy()
