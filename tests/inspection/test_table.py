@@ -37,7 +37,7 @@ def test_of_several_texts_each_is_a_unit(by_rule) -> None:
     first = made(by_rule, kept, (40,)), ["number"] * 20 + ["punctuation"] * 20
     second = made(by_rule, kept, (40,)), ["number"] * 5 + ["punctuation"] * 35
     numbers, marks = class_shares([first, second], "prose")
-    assert (numbers.tokens, numbers.units) == (25, 1), "five tokens are too few to count"
+    assert (numbers.tokens, numbers.units) == (25, 1), "five tokens, of which 3.75 should be kept, are too few"
     assert numbers.relative == pytest.approx(1 / 0.75) and math.isnan(numbers.interval)
     assert marks.units == 2
     assert marks.relative == pytest.approx(np.mean([0.5, (15 + 20 * 0.5) / 35]) / 0.75)

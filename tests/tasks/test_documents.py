@@ -15,6 +15,7 @@ from namm.tasks import (
     split_documents,
     standard_library_documents,
 )
+from namm.tasks.documents import cut_documents
 
 TEXTS = st.lists(st.text(max_size=30), max_size=30)
 
@@ -153,3 +154,8 @@ def test_split_sizes_follow_the_fractions_and_the_seed_matters() -> None:
 def test_wrong_fractions_are_refused(fractions: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="fractions must not be negative and must sum to 1"):
         split_documents([], seed=0, fractions=fractions)
+
+
+def test_pieces_of_equal_length() -> None:
+    pieces = cut_documents([Document("a.txt", "abcdefg", "prose"), Document("b.py", "xy", "code")], 3)
+    assert pieces == [Document("a.txt (1)", "abc", "prose"), Document("a.txt (2)", "def", "prose")]

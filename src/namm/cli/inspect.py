@@ -15,12 +15,16 @@ from namm.evaluation.table import markdown_table
 from namm.inspection import Inspection, class_shares, inspect, plot_classes, save_report, token_classes
 from namm.inspection.table import HEADINGS, cells
 from namm.memory import NAMM
-from namm.tasks import Document, packaged_prose, read_documents
-from namm.tasks.documents import CODE_SUFFIXES, PROSE_SUFFIXES, Kind
+from namm.tasks import Document, heldout_documents, packaged_prose, read_documents
+from namm.tasks.documents import CODE_SUFFIXES, PROSE_SUFFIXES, Kind, cut_documents
+
+CODE_TEXTS, PIECE = 12, 9_000  # default texts: modules, and characters of a piece of prose
 
 
 def inspect_texts(
-    texts: Annotated[list[Path] | None, typer.Argument(help="Files or folders (default: the packaged text).")] = None,
+    texts: Annotated[
+        list[Path] | None, typer.Argument(help="Files or folders (default: what comes with the package).")
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The page, for one text.")] = None,
     classes: Annotated[
         Path | None, typer.Option(help="Folder for the table of token classes, as Markdown, JSON and bar chart.")
@@ -39,7 +43,7 @@ def inspect_texts(
     with common.one_clear_error():
         policies = policy or ["namm"]
         check_policies(policies)
-        documents = [document for path in texts for document in _documents(path)] if texts else packaged_prose()[:1]
+        documents = [document for path in texts for document in _documents(path)] if texts else _default(output)
         if output is not None and len(documents) > 1:
             raise ValueError(f"a page shows one text, and these are {len(documents)}; --classes FOLDER takes them all")
         if output is None and classes is None:
@@ -72,6 +76,15 @@ def inspect_texts(
             (folder / "classes.md").write_text(markdown_table(HEADINGS, [cells(share) for share in shares]))
             plot_classes(shares, folder / "classes.png")
             common.console.print(f"table and chart are in {folder}", markup=False)
+
+
+def _default(output: Path | None) -> list[Document]:
+    """One text to look at; to count, pieces of the packaged prose and modules of Python that no memory was made on."""
+    if output is not None:
+        return packaged_prose()[:1]
+    texts = heldout_documents(code=CODE_TEXTS)
+    prose = cut_documents([text for text in texts if text.kind == "prose"], PIECE)
+    return prose + [text for text in texts if text.kind == "code"]
 
 
 def _documents(path: Path) -> list[Document]:

@@ -15,7 +15,7 @@ from namm.inspection.classes import CODE_CLASSES, PROSE_CLASSES
 from namm.inspection.trace import Inspection
 from namm.tasks.documents import Kind
 
-FEWEST = 10  # tokens of a class that a unit must have to count
+FEWEST = 5  # tokens of a class that a unit must be expected to keep, to count
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class ClassShare:
         tokens: how many were found. share: of all tokens of this kind of text.
         kept: fraction kept of them in the end, mean over layers and heads.
         relative, interval: kept over what is kept on average of tokens of the same update's block (and so of the same
-            age), mean over units, and half its 95% interval; NaN where too few units have `FEWEST` of them. A unit is a
-            text, or a block where there is only one text.
+            age), mean over units, and half its 95% interval; NaN where too few are expected to keep `FEWEST` of them. A
+            unit is a text, or a block where there is only one text.
         units: how many counted.
     """
 
@@ -59,9 +59,7 @@ def class_shares(found: Sequence[tuple[Inspection, Sequence[str]]], kind: Kind) 
         tokens = sum(len(kept) for kept, _ in chosen)
         if not tokens:
             continue
-        ratios = [
-            kept.sum() / expected.sum() for kept, expected in chosen if len(kept) >= FEWEST and expected.sum() > 0
-        ]
+        ratios = [kept.sum() / expected.sum() for kept, expected in chosen if expected.sum() >= FEWEST]
         relative, interval = mean_interval(ratios) if ratios else (math.nan, math.nan)
         kept_share = float(np.concatenate([kept for kept, _ in chosen]).mean())
         policy = found[0][0].name

@@ -100,6 +100,16 @@ def heldout_documents(code: int | None = None) -> list[Document]:
     return packaged_prose("heldout") + library[:code]
 
 
+def cut_documents(documents: Iterable[Document], characters: int) -> list[Document]:
+    """Pieces of so many characters, numbered from 1; what is left at an end is passed over."""
+    pieces = []
+    for document in documents:
+        for number in range(len(document.text) // characters):
+            piece = document.text[number * characters : (number + 1) * characters]
+            pieces.append(Document(f"{document.name} ({number + 1})", piece, document.kind))
+    return pieces
+
+
 def split_documents(
     documents: Iterable[Document], *, seed: int, fractions: Mapping[str, float] = DEFAULT_FRACTIONS
 ) -> dict[str, list[Document]]:
