@@ -46,7 +46,7 @@ def test_of_several_texts_each_is_a_unit(by_rule) -> None:
 def test_cells_and_chart(by_rule, tmp_path) -> None:
     pytest.importorskip("matplotlib")
     few = class_shares(
-        [(made(by_rule, np.ones(40, dtype=bool), (40,)), ["number"] * 5 + ["punctuation"] * 35)], "prose"
+        [(made(by_rule, np.ones(40, dtype=bool), (40,)), ["number"] * 4 + ["punctuation"] * 36)], "prose"
     )
     assert [len(cells(line)) for line in few] == [len(HEADINGS)] * 2
     assert cells(few[0])[5] == "" and cells(few[1])[5] == "1.00"
