@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_vision
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
@@ -176,7 +177,10 @@ def test_a_family_is_refused_before_a_token_is_generated(family: Family) -> None
 def table() -> str:
     """What these tests show, for the README."""
     short = {NO_INTERFACE: "no attention interface", KEYS_CHANGED: "cached keys are transformed"}
-    rows = {"served exactly": [family.name for family in FAMILIES if not family.refused]}
+    rows = {
+        "served exactly": [family.name for family in FAMILIES if not family.refused],
+        "with video, served exactly": list(test_vision.MODELS),
+    }
     for family in FAMILIES:
         if family.refused:
             rows.setdefault(f"refused: {short.get(family.refused, 'no full-attention layer')}", []).append(family.name)
