@@ -78,6 +78,11 @@ def test_at_most_so_many_tokens(loaded) -> None:
     assert found.tokens == 100 and found.text == TEXT[:100] and calls == [(64, 100), (100, 100)]
 
 
+def test_a_text_too_short_to_be_judged_is_kept(loaded, memory) -> None:
+    found = inspect(*loaded, "Hi", memory)
+    assert found.held().all() and found.scores is None and len(list(found.rows())) == 2
+
+
 def test_rows_go_into_a_table(remembered) -> None:
     rows = list(remembered.rows())
     assert [row["position"] for row in rows] == list(range(remembered.tokens))

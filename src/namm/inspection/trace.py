@@ -35,7 +35,8 @@ class Inspection:
         forgotten: ``[layers, heads, tokens]`` int16: the update (an index of `updates`) at which a head forgot the
             token, ``len(updates)`` where it never did.
         scores: ``[layers, heads, tokens]`` float32, a memory's score of a token the last time a head judged it, offset
-            included: it stays where this is at least 0. NaN: never judged. None under a rule without scores.
+            included: it stays where this is at least 0. NaN: never judged. None under a rule without scores, or where
+            nothing was judged.
         spectrogram: ``[tokens, len(ema), bins]`` float32, mean over layers and heads of the averaged magnitudes that
             went with these scores (before compression). None likewise.
         stats: what the cache held in the end.
@@ -113,7 +114,7 @@ def inspect(
     policy = NAMMPolicy(policy) if isinstance(policy, NAMM) else policy
     shown = name or policy.name
     ids, spans = _read(tokenizer, text, tokens)
-    watched = _Watched.of(policy) if type(policy) is NAMMPolicy else policy
+    watched = _Watched.of(policy, len(spans)) if type(policy) is NAMMPolicy else policy
     cache = MemoryCache(model, watched)
     total = len(spans)
     interval = policy.update_interval or total
@@ -130,7 +131,7 @@ def inspect(
     stats = cache.stats()
     scores = spectrogram = None
     if isinstance(watched, _Watched):
-        scores, spectrogram = watched.scored(total, stats.layers)
+        scores, spectrogram = watched.scored(stats.layers)
     later = np.logical_or.accumulate(np.stack(held)[::-1])[::-1]  # a token not yet read is not forgotten
     return Inspection(
         shown,
@@ -175,34 +176,34 @@ def _mean_over_heads(values: np.ndarray) -> np.ndarray:
 
 
 class _Watched(NAMMPolicy):
-    """A memory's policy that writes down how it judges; it decides as ever."""
+    """A memory's policy that writes down how each head last judged each token; it decides as ever."""
+
+    _tokens: int
+    _scores: dict[tuple[int, int], Tensor]  # by layer and head, [tokens]
+    _spectrograms: dict[tuple[int, int], Tensor]  # [tokens, len(ema), bins]
 
     @classmethod
-    def of(cls, policy: NAMMPolicy) -> _Watched:
+    def of(cls, policy: NAMMPolicy, tokens: int) -> _Watched:
         watched = cls(policy.memory, policy.offset, policy.kept, policy.cap)
-        watched._judged = {}
+        watched._tokens, watched._scores, watched._spectrograms = tokens, {}, {}
         return watched
 
-    _judged: dict[tuple[int, int], list[tuple[Tensor, Tensor, Tensor]]]
-
     def decide(self, head: Head, scores: Tensor) -> Tensor:
-        seen = head.positions.long().cpu(), (scores + self.offset_at(head.seen)).float().cpu()
-        spectrogram = head.columns["spectrogram"].to("cpu", torch.float16)
-        self._judged.setdefault((head.layer, head.index), []).append((*seen, spectrogram.clone()))
+        place, positions = (head.layer, head.index), head.positions.long().cpu()
+        spectrogram = head.columns["spectrogram"]
+        if place not in self._scores:
+            self._scores[place] = torch.full((self._tokens,), torch.nan)
+            self._spectrograms[place] = torch.zeros(self._tokens, *spectrogram.shape[1:], dtype=torch.float16)
+        self._scores[place][positions] = (scores + self.offset_at(head.seen)).float().cpu()
+        self._spectrograms[place][positions] = spectrogram.to("cpu", torch.float16)
         return super().decide(head, scores)
 
-    def scored(self, tokens: int, layers: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """`Inspection.scores` and `Inspection.spectrogram`."""
-        heads = 1 + max(index for _, index in self._judged) if self._judged else 1
-        config = self.memory.config
-        scores = np.full((len(layers), heads, tokens), np.nan, dtype=np.float32)
-        total = torch.zeros(tokens, len(config.ema), config.spectrogram.bins)
-        count = torch.zeros(tokens)
-        for (layer, index), updates in self._judged.items():
-            last = torch.zeros_like(total)
-            for positions, judged, spectrogram in updates:
-                scores[layers.index(layer), index, positions.numpy()] = judged.numpy()
-                last[positions] = spectrogram.float()
-            total += last
-            count += torch.from_numpy(~np.isnan(scores[layers.index(layer), index]))
-        return scores, (total / count.clamp_min(1)[:, None, None]).numpy()
+    def scored(self, layers: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+        """`Inspection.scores` and `Inspection.spectrogram`; None if nothing was judged."""
+        if not self._scores:
+            return None, None
+        heads = 1 + max(head for _, head in self._scores)
+        scores = torch.stack([self._scores[layer, head] for layer in layers for head in range(heads)])
+        judged = (~scores.isnan()).sum(0).clamp_min(1)
+        total = sum(spectrogram.float() for spectrogram in self._spectrograms.values())
+        return scores.reshape(len(layers), heads, -1).numpy(), (total / judged[:, None, None]).numpy()
