@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from namm.inspection import token_classes
@@ -97,10 +97,12 @@ def test_empty_tokens_go_with_the_one_before() -> None:
 
 
 @given(st.text(min_size=1), st.sampled_from(["a.py", "a.txt", "a.js"]))
+@example("#\t", "a.py")
+@example("\\\n", "a.py")
 def test_every_token_of_any_text_has_a_class(text: str, name: str) -> None:
     kind = "prose" if name == "a.txt" else "code"
     spans = np.stack([np.arange(len(text)), np.arange(len(text)) + 1], axis=1)
     found = token_classes(Document(name, text, kind), spans)
     assert len(found) == len(text)
     assert set(found) <= set(PROSE_CLASSES if kind == "prose" else CODE_CLASSES)
-    assert all(found[at] == "white space" for at, letter in enumerate(text) if letter in " \n\t")
+    assert [name == "white space" for name in found] == [letter.isspace() for letter in text]

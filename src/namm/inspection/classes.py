@@ -43,7 +43,9 @@ _WORD = re.compile(r"(?P<word>[^\W\d_]+)|(?P<number>\d+(?:[.,]\d+)*)|(?P<blank>\
 
 
 def token_classes(document: Document, spans: np.ndarray) -> list[str]:
-    """The class of each token: that of most of its characters, blanks counted only where there is nothing else.
+    """The class of each token: that of most of its characters that are not blank.
+
+    A token of blanks alone is white space, also within a comment or a docstring.
 
     Args:
         spans: ``[tokens, 2]``, see `Inspection.spans`. Empty tokens have the class of the one before.
@@ -58,7 +60,7 @@ def token_classes(document: Document, spans: np.ndarray) -> list[str]:
         by_character[start:stop] = [name] * (min(stop, end) - start)
     classes: list[str] = []
     for start, stop in spans:
-        found = Counter(name for name in by_character[start:stop] if name != "white space")
+        found = Counter(by_character[at] for at in range(start, stop) if not document.text[at].isspace())
         if found:
             classes.append(found.most_common(1)[0][0])
         else:
