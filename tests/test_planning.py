@@ -76,6 +76,8 @@ def test_sliding_layers_hold_their_window() -> None:
 @pytest.mark.parametrize("name", packaged_configs())
 def test_every_packaged_configuration_can_be_planned(name: str) -> None:
     found = plan(name, SHIPPED)
+    published = {"smollm2-135m": 134_515_008, "gemma3-270m": 268_098_176, "meta-llama-3-8b": 8_030_261_248}
+    assert found.parameters == published.get(name, found.parameters), "an embedding that is the head too counts once"
     assert found.kept(65_536, 0.25) < found.full(65_536) and found.weights > 1e8
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache, get_layer_types_and_kwargs
 
 from namm.attention import IMPLEMENTATION, UnsupportedModelError
@@ -49,11 +49,7 @@ class MemoryCache(Cache):
         if not isinstance(policy, Policy):
             raise TypeError(f"policy must be a namm.policies.Policy or a namm.NAMM, got {type(policy).__name__}")
         self.policy = policy
-        types, arguments = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))
-        if "full_attention" not in types:
-            raise UnsupportedModelError(
-                f"{type(model).__name__} has no full-attention layer to forget in (its layers: {sorted(set(types))})"
-            )
+        types, arguments = layer_kinds(model.config, type(model).__name__)
         if policy.update_interval is not None and policy.update_interval < max(1, policy.carry):
             raise ValueError(
                 f"policy {policy.name!r} has the update interval {policy.update_interval}; it must be at least 1 "
@@ -122,6 +118,23 @@ class MemoryCache(Cache):
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove:
             raise UnsupportedModelError(CANNOT_ROLL_BACK)
+
+
+def layer_kinds(config: PretrainedConfig, name: str) -> tuple[list[str], list[dict[str, Any]]]:
+    """The kind of each layer of the language model, and what transformers makes its cache with.
+
+    Args:
+        name: of the model, for the error.
+
+    Raises:
+        UnsupportedModelError: if none of them has full attention, the only kind that can forget.
+    """
+    types, arguments = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
+    if "full_attention" not in types:
+        raise UnsupportedModelError(
+            f"{name} has no full-attention layer to forget in (its layers: {sorted(set(types))})"
+        )
+    return types, arguments
 
 
 def use_memory_attention(model: PreTrainedModel) -> None:

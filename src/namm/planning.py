@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
-from transformers.cache_utils import get_layer_types_and_kwargs
 
+from namm.cache import layer_kinds
 from namm.memory import NAMMConfig
 from namm.models import ModelNotFoundError
 from namm.storage import SEGMENT, round_up
@@ -96,10 +95,8 @@ def plan(model: str, memory: NAMMConfig, *, dtype: torch.dtype | None = None, ba
     config = read_config(model)
     text = config.get_text_config(decoder=True)
     dtype = dtype or getattr(config, "dtype", None) or torch.bfloat16
-    types, _ = get_layer_types_and_kwargs(text)
+    types, _ = layer_kinds(config, model)
     layers = types.count("full_attention")
-    if not layers:
-        raise ValueError(f"{model} has no full-attention layer to forget in (its layers: {sorted(set(types))})")
     query_heads = text.num_attention_heads
     sliding = [kind for kind in types if kind in ("sliding_attention", "chunked_attention")]
     window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None) or 0
@@ -149,7 +146,7 @@ def read_config(model: str) -> PretrainedConfig:
 
 
 def count_parameters(config: PretrainedConfig) -> int:
-    """Parameters of the model, which is built without any."""
-    with init_empty_weights():
+    """Parameters of the model, which is built without any; those that embedding and head share count once."""
+    with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return sum(parameter.numel() for parameter in model.parameters())
