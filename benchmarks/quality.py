@@ -129,7 +129,7 @@ def tasks(arguments: argparse.Namespace, model: Any, tokenizer: Any, memory: nam
 def evaluation_documents(arguments: argparse.Namespace) -> list[Document]:
     """The user's texts, or what every machine has and the shipped memory has not learned from."""
     if arguments.text:
-        documents = [document for path in arguments.text for document in read_documents(path)]
+        documents = read_documents(*arguments.text)
         return documents[: arguments.documents] if arguments.documents else documents
     return heldout_documents(code=arguments.documents or 8)
 

@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--device")
     arguments = parser.parse_args()
 
-    documents = [d for path in arguments.text for d in read_documents(path)] if arguments.text else packaged_prose()
+    documents = read_documents(*arguments.text) if arguments.text else packaged_prose()
     memory = namm.NAMM.from_pretrained(arguments.memory)
     arguments.output.mkdir(parents=True, exist_ok=True)
     log = Journal(arguments.output / "window.jsonl")

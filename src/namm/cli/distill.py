@@ -62,7 +62,7 @@ def distill(
             facts=facts,
             training=TrainConfig(steps=steps, seed=seed, power=power),
         )
-        texts = [document for path in text or () for document in read_documents(path)]
+        texts = read_documents(*text or ())
         texts = split_documents(texts, seed=0)["train"] if train_split else texts
         if library or not text:
             texts += split_documents(standard_library_documents(), seed=0)["train"]  # the rest is for evaluation

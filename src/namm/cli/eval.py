@@ -77,7 +77,7 @@ def evaluate(
             )
             for name in model or [common.DEFAULT_MODEL]
         ]
-        texts = [document for path in text for document in read_documents(path)] if text else heldout_documents()
+        texts = read_documents(*text) if text else heldout_documents()
         own = NAMM.from_pretrained(memory)
         folder = common.writable_folder(output)
         journal, rows = Journal(folder / RESULTS), list[Row]()

@@ -55,16 +55,16 @@ def inspect_texts(
         network, tokenizer = common.load(model, dtype, device)
         found: dict[tuple[Kind, str], list[tuple[Inspection, list[str]]]] = {}
         with common.stage_bars() as bars:
-            for document in documents:
-                bars("texts", documents.index(document), len(documents), document.name)
-                for one in _inspections(network, tokenizer, document, policies, memories, kept, tokens, bars):
-                    named = token_classes(document, one.spans)
+            for number, document in enumerate(documents):
+                bars("texts", number, len(documents), document.name)
+                inspected = _inspections(network, tokenizer, document, policies, memories, kept, tokens, bars)
+                named = token_classes(document, inspected[0].spans)  # the same tokens under every policy
+                for one in inspected:
                     found.setdefault((document.kind, one.name), []).append((one, named))
             bars("texts", len(documents), len(documents), "")
         shares = [share for (kind, _), own in sorted(found.items()) for share in class_shares(own, kind)]
         if output is not None:
             shown = [own[0][0] for own in found.values()]
-            named = next(iter(found.values()))[0][1]
             save_report(shown, output, title=documents[0].name, classes=named, shares=shares)
             common.console.print(f"{output}: {output.stat().st_size / 2**20:.1f} MiB", markup=False)
         for kind in dict.fromkeys(share.kind for share in shares):

@@ -34,7 +34,7 @@ class SampleSource:
     def read(cls, config: EvolveConfig, tokenizer: PreTrainedTokenizerBase) -> SampleSource:
         """Raises ValueError where a task has no documents or samples in one of the splits."""
         if config.text:
-            documents = [document for path in config.text for document in read_documents(path)]
+            documents = read_documents(*config.text)
         else:
             # held-out prose of the package stays held out
             documents = standard_library_documents() + _chapters(packaged_prose("demo")[0])

@@ -49,9 +49,8 @@ def class_shares(found: Sequence[tuple[Inspection, Sequence[str]]], kind: Kind) 
     Args:
         found: texts of one kind under one policy, and the classes of their tokens (`token_classes`).
     """
-    units = [unit for inspection, classes in found for unit in _blocks(inspection, np.array(classes))]
-    if len(found) > 1:
-        units = [_joined(_blocks(inspection, np.array(classes))) for inspection, classes in found]
+    blocks = [_blocks(inspection, np.array(classes)) for inspection, classes in found]
+    units = blocks[0] if len(blocks) == 1 else [_joined(own) for own in blocks]
     every = sum(len(kept) for kept, _, _ in units)
     lines = []
     for name in CODE_CLASSES if kind == "code" else PROSE_CLASSES:

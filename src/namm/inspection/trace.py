@@ -32,8 +32,8 @@ class Inspection:
             share a character the first has it, the others are empty, as are tokens that stand for nothing written.
         layers: index in the model of each layer that forgets.
         updates: tokens seen at each update, rising; the last is the whole text.
-        forgotten: ``[layers, heads, tokens]`` int16: the update (an index of `updates`) at which a head forgot the
-            token, ``len(updates)`` where it never did.
+        forgotten: ``[layers, heads, tokens]`` int16: one more than the last update (an index of `updates`) after which
+            a head held the token; 0 where its first update forgot it, ``len(updates)`` where none did.
         scores: ``[layers, heads, tokens]`` float32, a memory's score of a token the last time a head judged it, offset
             included: it stays where this is at least 0. NaN: never judged. None under a rule without scores, or where
             nothing was judged.
@@ -119,27 +119,32 @@ def inspect(
     total = len(spans)
     interval = policy.update_interval or total
     updates: list[int] = []
-    held: list[np.ndarray] = []
+    forgotten: np.ndarray | None = None
     for start in range(0, total, interval):
         end = min(start + interval, total)
         model(ids[:, start:end].to(model.device), past_key_values=cache, logits_to_keep=1)
         if end == total:
             cache.settle()
         updates.append(end)
-        held.append(_mask(cache, total))
+        held = cache.positions()
+        if forgotten is None:
+            forgotten = np.zeros((len(held), len(held[0][0]), total), dtype=np.int16)
+        for layer, rows in enumerate(held):
+            for head, positions in enumerate(rows[0]):
+                forgotten[layer, head, positions.cpu().numpy()] = len(updates)
         progress(end, total)
     stats = cache.stats()
     scores = spectrogram = None
     if isinstance(watched, _Watched):
         scores, spectrogram = watched.scored(stats.layers)
-    later = np.logical_or.accumulate(np.stack(held)[::-1])[::-1]  # a token not yet read is not forgotten
+    assert forgotten is not None  # there is at least one token
     return Inspection(
         shown,
         text[: spans[-1, 1]],
         spans,
         stats.layers,
         tuple(updates),
-        later.sum(0).astype(np.int16),
+        forgotten,
         scores,
         spectrogram,
         stats,
@@ -157,16 +162,6 @@ def _read(tokenizer: PreTrainedTokenizerBase, text: str, tokens: int | None) -> 
         raise ValueError("the text is empty: there is nothing to inspect")
     ends = np.maximum.accumulate(spans[:, 1])
     return torch.tensor([ids]), np.stack([np.maximum(spans[:, 0], np.r_[0, ends[:-1]]).clip(max=ends), ends], axis=1)
-
-
-def _mask(cache: MemoryCache, tokens: int) -> np.ndarray:
-    """``[layers, heads, tokens]`` bool: what is held of the only row."""
-    held = [row[0] for row in cache.positions()]
-    mask = np.zeros((len(held), len(held[0]), tokens), dtype=bool)
-    for layer, heads in enumerate(held):
-        for head, positions in enumerate(heads):
-            mask[layer, head, positions.cpu().numpy()] = True
-    return mask
 
 
 def _mean_over_heads(values: np.ndarray) -> np.ndarray:

@@ -32,14 +32,17 @@ class Document:
     kind: Kind
 
 
-def read_documents(path: str | Path) -> list[Document]:
-    """Read one file, or every file of a known kind in a folder and below it, in the order of their names.
+def read_documents(*paths: str | Path) -> list[Document]:
+    """Read files, or every file of a known kind in folders and below them, in the order of their names.
 
     Text (.txt, .md, .rst) and source code are one document a file. A .jsonl file is one document a line, in the format
     of LongBench (``context``), L-Eval or RULER (``input``). In a folder, files of other kinds, hidden ones and empty
     ones are passed over.
     """
-    path = Path(path)
+    return [document for path in paths for document in _read_path(Path(path))]
+
+
+def _read_path(path: Path) -> list[Document]:
     if path.is_file():
         if path.suffix.lower() not in PROSE_SUFFIXES | CODE_SUFFIXES | {".jsonl"}:
             raise ValueError(f"{path}: a file of unknown kind; name it .txt, .md, .jsonl or as source code")
