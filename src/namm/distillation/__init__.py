@@ -1,7 +1,9 @@
 """First weights by gradient: learn from recorded attention which tokens will still be needed."""
 
-from namm.distillation.calibrate import Passage, calibrate, centre
+from namm.distillation.calibrate import calibrate, centre
+from namm.distillation.passages import Passage, cut_passages
 from namm.distillation.record import Sample, record_document
+from namm.distillation.refine import RefineConfig, refine
 from namm.distillation.run import DistillConfig, Progress, distill
 from namm.distillation.train import TrainConfig, train
 
@@ -9,11 +11,14 @@ __all__ = [
     "DistillConfig",
     "Passage",
     "Progress",
+    "RefineConfig",
     "Sample",
     "TrainConfig",
     "calibrate",
     "centre",
+    "cut_passages",
     "distill",
     "record_document",
+    "refine",
     "train",
 ]

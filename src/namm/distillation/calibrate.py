@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from namm.cache import MemoryCache
+from namm.distillation.passages import Passage
 from namm.distillation.record import Sample
 from namm.memory import NAMM
 from namm.policies import NAMMPolicy
@@ -17,14 +17,6 @@ from namm.policies import NAMMPolicy
 FRACTIONS = (0.125, 0.25, 0.5)
 ROUNDS = 3
 STEP = 4.0  # offset for one more of the fraction, of the order seen
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A piece of a document, ``ids`` ``[1, tokens]``."""
-
-    name: str
-    ids: Tensor
 
 
 @torch.inference_mode()

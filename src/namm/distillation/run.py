@@ -6,23 +6,22 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from namm.distillation.calibrate import Passage, calibrate, centre
+from namm.distillation.calibrate import calibrate, centre
+from namm.distillation.passages import Passage, cut_passages
 from namm.distillation.record import Sample, record_document
 from namm.distillation.train import TrainConfig, save_atomically, train
 from namm.memory import NAMM, NAMMConfig
 from namm.policies import NAMMPolicy
 from namm.tasks.documents import Document
-from namm.tasks.facts import hide_facts
 
 REPEAT = "\n\nRepeat the text above.\n\n"
-CHARACTERS_PER_TOKEN = 8  # more than any text needs, to cut before tokenising
 
 
 @dataclass(frozen=True)
@@ -86,10 +85,17 @@ def distill(
     Raises:
         ValueError: if no document is long enough, or `folder` holds the work of other settings.
     """
-    folder = Path(folder)
+    folder, interval = Path(folder), memory.update_interval
     work = folder / "work"
     work.mkdir(parents=True, exist_ok=True)
-    passages = cut_passages(tokenizer, documents, memory.update_interval, settings)
+    passages = cut_passages(
+        tokenizer,
+        documents,
+        lengths=[max(interval, length // interval * interval) for length in settings.lengths],
+        count=settings.documents,
+        facts=settings.facts,
+        rng=random.Random(f"{settings.training.seed} passages"),
+    )
     identity = f"{type(model).__name__} {parameters_digest(model)}"
     _claim(
         work,
@@ -141,47 +147,6 @@ def distill(
     )
     learned.save_pretrained(folder)
     return learned
-
-
-def cut_passages(
-    tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document], interval: int, settings: DistillConfig
-) -> list[Passage]:
-    """Passages of whole update intervals from the documents in a random order, with facts hidden in them.
-
-    Raises:
-        ValueError: if no document is long enough for the shortest length.
-    """
-    rng = random.Random(f"{settings.training.seed} passages")
-    order = list(documents)
-    rng.shuffle(order)
-    lengths = [max(interval, length // interval * interval) for length in settings.lengths]
-    passages: list[Passage] = []
-    for document, number in _rounds(order, rng, settings.documents * 4):
-        if len(passages) == settings.documents:
-            break
-        length = lengths[len(passages) % len(lengths)]
-        text = document.text[number : number + length * CHARACTERS_PER_TOKEN]
-        hidden = hide_facts(text, max(1, length // settings.facts), rng) if settings.facts else text
-        plain, ids = (
-            tokenizer(t, return_tensors="pt", add_special_tokens=False).input_ids[:, :length] for t in (text, hidden)
-        )
-        if plain.shape[1] == ids.shape[1] == length:
-            passages.append(Passage(document.name, ids))
-    if len(passages) < 2:
-        raise ValueError(
-            f"only {len(passages)} of {len(order)} documents give a passage of {min(lengths)} tokens: give more or "
-            "longer texts, or shorter lengths"
-        )
-    return passages
-
-
-def _rounds(order: Sequence[Document], rng: random.Random, limit: int) -> Iterator[tuple[Document, int]]:
-    """Documents one after the other with the character to begin at: their beginning first, then random places."""
-    for turn in range(limit):
-        document = order[turn % len(order)] if order else None
-        if document is None:
-            return
-        yield document, 0 if turn < len(order) else rng.randrange(max(1, len(document.text) // 2))
 
 
 def _claim(work: Path, settings: dict[str, object]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import uuid
+from dataclasses import dataclass
 
 _SENTENCE_END = re.compile(r"[.!?][\"')]*\s|\n\s*\n")
 _LINE_END = re.compile(r"\n")
@@ -57,11 +58,20 @@ _FORMS = (
 )
 
 
-def random_fact(rng: random.Random) -> str:
-    """One or two sentences with a value that nobody could guess: digits, letters, a UUID or words.
+@dataclass(frozen=True)
+class Fact:
+    """One or two sentences that state a value, the words before the value, and the value."""
+
+    statement: str
+    question: str
+    answer: str
+
+
+def random_fact(rng: random.Random) -> Fact:
+    """A fact with a value that nobody could guess: digits, letters, a UUID or words.
 
     >>> random_fact(random.Random(1))
-    'The batch size is 4336.'
+    Fact(statement='Note: vault code = 84606.', question='Note: vault code = ', answer='84606')
     """
     value = rng.choice(
         (
@@ -75,16 +85,18 @@ def random_fact(rng: random.Random) -> str:
         )
     )()
     form = rng.choice(_FORMS)
-    return form.format(kind=rng.choice(_KINDS), thing=rng.choice(THINGS), name=rng.choice(NAMES), value=value)
+    words = {"kind": rng.choice(_KINDS), "thing": rng.choice(THINGS), "name": rng.choice(NAMES)}
+    return Fact(form.format(**words, value=value), form.partition("{value}")[0].format(**words), value)
 
 
-def hide_facts(text: str, count: int, rng: random.Random) -> str:
-    """The text with `count` random facts between its sentences (or lines, where there are no sentences)."""
+def hide_facts(text: str, count: int, rng: random.Random) -> tuple[str, list[Fact]]:
+    """The text with `count` random facts between its sentences (or lines, where there are no sentences), and they."""
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     ends = ends or [match.end() for match in _LINE_END.finditer(text)] or [len(text)]
     places = sorted(rng.choice(ends) for _ in range(count))
+    facts = [random_fact(rng) for _ in places]
     parts, last = [], 0
-    for place in places:
-        parts += [text[last:place], random_fact(rng), " "]
+    for place, fact in zip(places, facts, strict=True):
+        parts += [text[last:place], fact.statement, " "]
         last = place
-    return "".join([*parts, text[last:]])
+    return "".join([*parts, text[last:]]), facts

@@ -1,0 +1,75 @@
+"""Pieces of documents to learn from, with facts hidden in them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from namm.tasks.documents import Document
+from namm.tasks.facts import Fact, hide_facts
+
+CHARACTERS_PER_TOKEN = 8  # more than any text needs, to cut before tokenising
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A piece of a document, ``ids`` ``[1, tokens]``, and the facts that were hidden in it."""
+
+    name: str
+    ids: Tensor
+    facts: list[Fact] = field(default_factory=list)
+
+
+def cut_passages(
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[Document],
+    *,
+    lengths: Sequence[int],
+    count: int,
+    facts: int,
+    rng: random.Random,
+) -> list[Passage]:
+    """Passages from the documents in a random order, with facts hidden in them.
+
+    Args:
+        lengths: of the passages in tokens, taken in turn.
+        count: how many passages to cut, at most.
+        facts: one for about so many tokens; 0: none.
+
+    Raises:
+        ValueError: if no document is long enough for the shortest length.
+    """
+    order = list(documents)
+    rng.shuffle(order)
+    passages: list[Passage] = []
+    for document, number in _rounds(order, rng, count * 4):
+        if len(passages) == count:
+            break
+        length = lengths[len(passages) % len(lengths)]
+        text = document.text[number : number + length * CHARACTERS_PER_TOKEN]
+        hidden, known = hide_facts(text, max(1, length // facts), rng) if facts else (text, [])
+        plain, ids = (
+            tokenizer(t, return_tensors="pt", add_special_tokens=False).input_ids[:, :length] for t in (text, hidden)
+        )
+        if plain.shape[1] == ids.shape[1] == length:
+            whole = tokenizer.decode(ids[0])
+            passages.append(Passage(document.name, ids, [fact for fact in known if fact.statement in whole]))
+    if len(passages) < 2:
+        raise ValueError(
+            f"only {len(passages)} of {len(order)} documents give a passage of {min(lengths)} tokens: give more or "
+            "longer texts, or shorter lengths"
+        )
+    return passages
+
+
+def _rounds(order: Sequence[Document], rng: random.Random, limit: int) -> Iterator[tuple[Document, int]]:
+    """Documents one after the other with the character to begin at: their beginning first, then random places."""
+    for turn in range(limit):
+        document = order[turn % len(order)] if order else None
+        if document is None:
+            return
+        yield document, 0 if turn < len(order) else rng.randrange(max(1, len(document.text) // 2))
