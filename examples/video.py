@@ -1,0 +1,218 @@
+"""Video under a memory made on text: a small LLaVA-NeXT-Video that answers questions about moving digits.
+
+    python examples/video.py train OUT       # the model, from nothing
+    python examples/video.py evaluate OUT    # accuracy by what is kept, and which frames are dropped
+
+A clip shows handwritten digits one after another, each on a ground of its own colour for some time, drifting about. The
+question names a colour; the answer is the digit. Most frames say nothing new. Needs the extra `video`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from fitting import digest, fit
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from sklearn.datasets import load_digits
+from torch import Tensor
+from transformers import LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
+
+import namm
+from namm.evaluation import mean_interval
+from namm.evaluation.plots import pyplot
+from namm.evaluation.policies import make_policy
+from namm.journal import Journal, Row
+
+SIDE, PER_FRAME = 32, 4  # pixels of a frame's side; tokens of a frame
+NEWS = 4  # frames at the beginning of a scene that count as news
+START, END, VIDEO, QUESTION, COLOUR, DIGIT, WORDS = 1, 2, 4, 5, 10, 20, 32
+COLOURS = np.array([[0.8, 0, 0], [0, 0.6, 0], [0, 0, 0.9], [0.6, 0.5, 0], [0.6, 0, 0.6], [0, 0.5, 0.6]], np.float32)
+SCENES = len(COLOURS)
+
+
+class Clips:
+    """Clips drawn from a seed; those for testing show handwriting that training never saw."""
+
+    def __init__(self, split: str) -> None:
+        found = load_digits()
+        chosen = np.arange(len(found.target)) % 5 == 0
+        chosen = chosen if split == "test" else ~chosen
+        self.digits = (found.images[chosen] / 16).repeat(2, axis=1).repeat(2, axis=2).astype(np.float32)
+        self.labels = found.target[chosen]
+
+    def draw(self, seed: tuple[int, ...], frames: int, scenes: int = SCENES) -> tuple[np.ndarray, ...]:
+        """Frames ``[frames, 3, SIDE, SIDE]``, and for each scene its colour, its digit, and its first frame."""
+        random = np.random.default_rng(seed)
+        cuts = np.sort(random.choice(np.arange(1, frames), scenes - 1, replace=False))
+        starts = np.r_[0, cuts]
+        colours, shown = random.permutation(SCENES)[:scenes], random.integers(0, len(self.labels), scenes)
+        clip = np.empty((frames, 3, SIDE, SIDE), np.float32)
+        for first, last, colour, digit in zip(starts, np.r_[cuts, frames], colours, shown, strict=True):
+            place, speed = random.uniform(0, SIDE - 16, 2), random.uniform(-0.5, 0.5, 2)
+            for at in range(first, last):
+                place = place + speed
+                speed = np.where((place < 0) | (place > SIDE - 16), -speed, speed)
+                place = place.clip(0, SIDE - 16)
+                ink = np.zeros((SIDE, SIDE), np.float32)
+                row, column = 8 * (place / 8).round().astype(int)  # a patch at a time: quicker to learn
+                ink[row : row + 16, column : column + 16] = self.digits[digit]
+                clip[at] = COLOURS[colour][:, None, None] * (1 - ink) + ink
+        clip += random.normal(0, 0.05, clip.shape).astype(np.float32)
+        return clip, colours, self.labels[shown], starts
+
+    def batch(
+        self, seed: tuple[int, ...], clips: int, frames: int, questions: int, scenes: int = SCENES
+    ) -> tuple[dict, Tensor, np.ndarray]:
+        """A model's inputs, the answers ``[clips, questions]``, and the scenes' first frames ``[clips, scenes]``.
+
+        Behind every question but the last stands its answer.
+        """
+        videos, words, answers, starts = [], [], [], []
+        for number in range(clips):
+            clip, colours, digits, first = self.draw((*seed, number), frames, scenes)
+            asked = np.random.default_rng((*seed, number, 1)).permutation(scenes)[:questions]
+            text = [[QUESTION, COLOUR + colours[scene], DIGIT + digits[scene]] for scene in asked]
+            words.append([START, *[VIDEO] * (frames * PER_FRAME), *np.concatenate(text)[:-1].tolist()])
+            videos.append(clip)
+            answers.append(DIGIT + digits[asked])
+            starts.append(first)
+        inputs = {"input_ids": torch.tensor(words), "pixel_values_videos": torch.from_numpy(np.stack(videos))}
+        return inputs, torch.from_numpy(np.stack(answers)), np.stack(starts)
+
+
+def make_model() -> LlavaNextVideoForConditionalGeneration:
+    """Half a million parameters with random weights."""
+    torch.manual_seed(0)
+    seeing = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+    reading = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
+    special = {"bos_token_id": START, "eos_token_id": END, "pad_token_id": 0}
+    rest = {"num_key_value_heads": 2, "vocab_size": WORDS, "max_position_embeddings": 4096}
+    config = LlavaNextVideoConfig(
+        vision_config={"model_type": "clip_vision_model", "image_size": SIDE, "patch_size": 8, **seeing},
+        text_config={"model_type": "llama", **reading, **special, **rest},
+        image_token_index=3,
+        video_token_index=VIDEO,
+        spatial_pool_stride=2,  # 16 patches a frame become 4 tokens
+    )
+    model = LlavaNextVideoForConditionalGeneration(config)
+    for weight in model.parameters():
+        if weight.ndim > 1:  # the usual 0.02 is for large models: at this size nothing is learned for long
+            torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
+    return model
+
+
+def train(arguments: argparse.Namespace) -> None:
+    model, clips = make_model(), Clips("train")
+
+    def loss_at(update: int) -> Tensor:
+        random, done = np.random.default_rng((update, 7)), update / arguments.updates
+        scenes = min(SCENES, 1 + int(done * 20))  # one digit to see at first, then several to tell apart,
+        low, high = (scenes, 12) if done < 0.5 else (12, 64) if done < 0.8 else (64, arguments.frames)
+        frames = min(arguments.frames, int(random.integers(low, high + 1)))  # then longer and longer to remember
+        inputs, answers, _ = clips.batch((update,), max(2, 384 // frames), frames, scenes, scenes)
+        asked = 3 * np.arange(scenes) + 2  # where each question ends with a colour
+        logits = model(**inputs, logits_to_keep=3 * scenes).logits[:, asked]
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), answers.flatten())
+
+    fit(model, loss_at, arguments.updates, arguments.output / "training.pt")
+    model.save_pretrained(arguments.output / "model")
+
+
+def watch(model, policy, clips: Clips, seed: int, frames: int) -> tuple[Row, np.ndarray]:
+    """One clip and one question; and the share of layers, heads and tokens that still hold each frame."""
+    inputs, answers, starts = clips.batch((10**6, seed), 1, frames, 1)
+    cache = namm.MemoryCache(model, policy)
+    with torch.inference_mode():
+        found = model.generate(**inputs, past_key_values=cache, max_new_tokens=1, do_sample=False)
+    held = np.zeros(frames)
+    rows = [head.numpy() for layer in cache.positions() for head in layer[0]]
+    for positions in rows:
+        seen = positions[(positions >= 1) & (positions <= frames * PER_FRAME)]
+        np.add.at(held, (seen - 1) // PER_FRAME, 1 / (PER_FRAME * len(rows)))
+    since = np.arange(frames) - starts[0][np.searchsorted(starts[0], np.arange(frames), side="right") - 1]
+    return {
+        "correct": bool(found[0, -1] == answers[0, 0]),
+        "kept": cache.stats().kept_fraction,
+        "news": held[since < NEWS].mean(),
+        "others": held[since >= NEWS].mean(),
+    }, held
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    model = LlavaNextVideoForConditionalGeneration.from_pretrained(arguments.output / "model").eval()
+    memory, clips = namm.NAMM.from_pretrained(arguments.memory), Clips("test")
+    journal = Journal(arguments.output / "clips.jsonl")
+    seeing, remembering = digest(model.parameters()), digest([memory.flat], memory.config)
+
+    def run(name: str, aim: float | None) -> list[Row]:
+        title = name if aim is None else f"{name} {aim:.2f}"
+        policy = make_policy(name, aim, memory)
+        key = f"{seeing} {remembering} {name} {aim} {arguments.frames}"
+        return [
+            journal.get(f"{key} {seed}", lambda seed=seed: watch(model, policy, clips, seed, arguments.frames)[0])
+            for seed in track(range(arguments.clips), title)
+        ]
+
+    settings: list[tuple[str, list[Row]]] = [("full", run("full", None))]
+    for aim in arguments.kept:
+        own = run("namm", aim)
+        settings.append((f"namm, aimed at {aim:g}", own))
+        for name in ("h2o", "streaming", "random"):
+            settings.append((name, run(name, round(float(np.mean([row["kept"] for row in own])), 3))))
+
+    title = f"{arguments.clips} clips of {arguments.frames} frames; held: share of layers, heads and tokens at the end"
+    table = Table(title=title)
+    for heading in ("policy", "kept", "right", f"first {NEWS} frames of a scene held", "other frames held"):
+        table.add_column(heading, justify="right" if heading != "policy" else "left")
+    for name, rows in settings:
+        shown = [mean_interval([float(row[field]) for row in rows]) for field in ("correct", "news", "others")]
+        kept = f"{np.mean([row['kept'] for row in rows]):.3f}"
+        table.add_row(name, kept, *(f"{mean:.3f} ± {half:.3f}" for mean, half in shown))
+    Console(width=120).print(table)
+    draw(model, memory, clips, arguments)
+
+
+def draw(model, memory: namm.NAMM, clips: Clips, arguments: argparse.Namespace) -> None:
+    """A strip of every eighth frame, faded by what is forgotten of it, over the share held of every frame."""
+    plots = pyplot()
+    figure, panels = plots.subplots(2, 1, figsize=(12, 2.6), height_ratios=(1, 2), layout="constrained")
+    frames, _, _, starts = clips.draw((10**6, 0, 0), arguments.frames)
+    _, held = watch(model, make_policy("namm", min(arguments.kept), memory), clips, 0, arguments.frames)
+    step = 8
+    shares = held / max(held.max(), 1e-9)
+    faded = [1 - (1 - frame.clip(0, 1)) * share for frame, share in zip(frames, shares, strict=True)]
+    panels[0].imshow(np.concatenate([frame.transpose(1, 2, 0) for frame in faded[::step]], axis=1))
+    panels[0].axis("off")
+    panels[1].bar(np.arange(len(held)), held, width=1.0)
+    for start in starts:
+        panels[1].axvline(start - 0.5, color="black", linewidth=0.8, linestyle=":")
+    panels[1].set(xlim=(-0.5, len(held) - 0.5), xlabel="frame (dotted: a new scene)", ylabel="share held")
+    figure.savefig(arguments.output / "frames.png", dpi=150)
+    plots.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("train", "evaluate"))
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--updates", type=int, default=2000)
+    parser.add_argument("--frames", type=int, default=256)
+    parser.add_argument("--clips", type=int, default=200)
+    parser.add_argument("--memory", default="smollm2-135m")
+    parser.add_argument("--kept", type=float, nargs="+", default=[0.5, 0.25], help="fractions the memory aims at")
+    arguments = parser.parse_args()
+    if arguments.frames < SCENES:
+        parser.error(f"a clip has {SCENES} scenes and needs as many frames")
+    if arguments.action == "evaluate" and not (arguments.output / "model").is_dir():
+        parser.error(f"{arguments.output} holds no model: train first")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    train(arguments) if arguments.action == "train" else evaluate(arguments)
+
+
+if __name__ == "__main__":
+    main()
