@@ -178,20 +178,24 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def draw(model, memory: namm.NAMM, clips: Clips, arguments: argparse.Namespace) -> None:
-    """A strip of every eighth frame, faded by what is forgotten of it, over the share held of every frame."""
+    """Every eighth frame, the same faded by what is forgotten of it, and the share held of every frame."""
     plots = pyplot()
-    figure, panels = plots.subplots(2, 1, figsize=(12, 2.6), height_ratios=(1, 2), layout="constrained")
+    sizes = {"figsize": (12, 3.4), "height_ratios": (1, 1, 2), "layout": "constrained"}
+    figure, panels = plots.subplots(3, 1, sharex=True, **sizes)
     frames, _, _, starts = clips.draw((10**6, 0, 0), arguments.frames)
-    _, held = watch(model, make_policy("namm", min(arguments.kept), memory), clips, 0, arguments.frames)
-    step = 8
-    shares = held / max(held.max(), 1e-9)
-    faded = [1 - (1 - frame.clip(0, 1)) * share for frame, share in zip(frames, shares, strict=True)]
-    panels[0].imshow(np.concatenate([frame.transpose(1, 2, 0) for frame in faded[::step]], axis=1))
-    panels[0].axis("off")
-    panels[1].bar(np.arange(len(held)), held, width=1.0)
+    row, held = watch(model, make_policy("namm", min(arguments.kept), memory), clips, 0, arguments.frames)
+    frames = frames.clip(0, 1).transpose(0, 2, 3, 1)
+    faded = 1 - (1 - frames) * held[:, None, None, None]
+    for panel, strip, name in zip(panels, (frames, faded), ("seen", "held"), strict=False):
+        shown = np.concatenate(list(strip[::8]), axis=1)
+        panel.imshow(shown, extent=(-0.5, 8 * len(strip[::8]) - 0.5, 0, 1), aspect="auto")
+        panel.set_yticks([])
+        panel.set_ylabel(name)
+    panels[2].bar(np.arange(len(held)), held, width=1.0)
     for start in starts:
-        panels[1].axvline(start - 0.5, color="black", linewidth=0.8, linestyle=":")
-    panels[1].set(xlim=(-0.5, len(held) - 0.5), xlabel="frame (dotted: a new scene)", ylabel="share held")
+        panels[2].axvline(start - 0.5, color="black", linewidth=0.8, linestyle=":")
+    label = f"frame (dotted: a new scene); {row['kept']:.2f} of all tokens kept"
+    panels[2].set(xlim=(-0.5, len(held) - 0.5), ylim=(0, 1), xlabel=label, ylabel="share held")
     figure.savefig(arguments.output / "frames.png", dpi=150)
     plots.close(figure)
 
@@ -204,7 +208,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=256)
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--memory", default="smollm2-135m")
-    parser.add_argument("--kept", type=float, nargs="+", default=[0.5, 0.25], help="fractions the memory aims at")
+    parser.add_argument("--kept", type=float, nargs="+", default=[0.5, 0.25, 0.125], help="fractions aimed at")
     arguments = parser.parse_args()
     if arguments.frames < SCENES:
         parser.error(f"a clip has {SCENES} scenes and needs as many frames")
