@@ -141,7 +141,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     acting, remembering = digest(model.parameters(), known), digest([memory.flat], memory.config)
 
     def run(title: str, policy: Any) -> list[Row]:
-        key = f"{acting} {environment} {remembering} {title}"
+        by = remembering if title.startswith("namm") else memory.config.update_interval
+        key = f"{acting} {environment} {title} {by}"
         seeds = track(range(arguments.episodes), title)
         return [
             journal.get(f"{key} {seed}", lambda seed=seed: live(model, policy, known, environment, seed))
@@ -158,25 +159,34 @@ def evaluate(arguments: argparse.Namespace) -> None:
         for rule in ("h2o", "streaming", "random"):
             settings[f"{rule}, {kept:g}"] = run(f"{rule}, {kept:g}", make_policy(rule, kept, memory))
 
-    table = Table(title=f"{environment}, {arguments.episodes} episodes a policy; target {known['target']:.0f}")
+    show(f"{environment}, {arguments.episodes} episodes a policy; asked for {known['target']:.0f}", settings)
+    draw({title: rows for title, rows in settings.items() if title.startswith("namm")}, arguments.output / "held.png")
+
+
+def show(title: str, settings: dict[str, list[Row]]) -> None:
+    table = Table(title=title)
     for heading in ("policy", "kept", "return", "steps"):
         table.add_column(heading, justify="right" if heading != "policy" else "left")
-    for title, rows in settings.items():
+    for name, rows in settings.items():
         mean, half = mean_interval([row["return"] for row in rows])
         kept, steps = (np.mean([row[field] for row in rows]) for field in ("kept", "steps"))
-        table.add_row(title, f"{kept:.3f}", f"{mean:.0f} ± {half:.0f}", f"{steps:.0f}")
+        table.add_row(name, f"{kept:.3f}", f"{mean:.0f} ± {half:.0f}", f"{steps:.0f}")
     Console(width=110).print(table)
 
+
+def draw(settings: dict[str, list[Row]], path: Path) -> None:
+    """For each setting what is still held at the end of an episode, by kind of token and part of the episode."""
     plots = pyplot()
-    own = {title: rows for title, rows in settings.items() if title.startswith("namm")}
-    figure, panels = plots.subplots(len(own), 1, figsize=(8, 2.2 * len(own)), squeeze=False, layout="constrained")
-    for panel, (title, rows) in zip(panels[:, 0], own.items(), strict=True):
+    size = {"figsize": (8, 2.2 * len(settings)), "squeeze": False, "sharex": True, "layout": "constrained"}
+    figure, panels = plots.subplots(len(settings), 1, **size)
+    for panel, (title, rows) in zip(panels[:, 0], settings.items(), strict=True):
         shares = np.mean([row["held"] for row in rows], axis=0)
         for kind, share in zip(KINDS, shares, strict=True):
-            panel.step(np.linspace(0, 1, PARTS), share, where="mid", label=kind)
-        panel.set(title=title, xlabel="part of the episode", ylabel="share held at the end")
-        panel.legend()
-    figure.savefig(arguments.output / "held.png", dpi=150)
+            panel.stairs(share, np.linspace(0, 1, PARTS + 1), label=kind)
+        panel.set(title=title, xlim=(0, 1), ylim=(0, 1), ylabel="share held")
+    panels[-1, 0].set_xlabel("part of the episode")
+    panels[0, 0].legend()
+    figure.savefig(path, dpi=150)
     plots.close(figure)
 
 

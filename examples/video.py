@@ -152,7 +152,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     def run(name: str, aim: float | None) -> list[Row]:
         title = name if aim is None else f"{name} {aim:.2f}"
         policy = make_policy(name, aim, memory)
-        key = f"{seeing} {remembering} {name} {aim} {arguments.frames}"
+        by = remembering if name == "namm" else memory.config.update_interval
+        key = f"{seeing} {name} {aim} {by} {arguments.frames}"
         return [
             journal.get(f"{key} {seed}", lambda seed=seed: watch(model, policy, clips, seed, arguments.frames)[0])
             for seed in track(range(arguments.clips), title)

@@ -63,7 +63,7 @@ def test_the_recipe_from_nothing_to_the_table(call, memory: Path, tmp_path: Path
         call(video, "evaluate", out)
     call(video, "train", out, "--updates", 4, "--frames", 16)
     table = call(video, "evaluate", out, "--frames", 16, "--clips", 2, "--memory", memory)
-    for expected in ("full", "namm, aimed at 0.5", "namm, aimed at 0.25", "h2o", "streaming", "random", "1.000 "):
+    for expected in ("full", "namm, aimed at 0.5", "namm, aimed at 0.125", "h2o", "streaming", "random", "1.000 "):
         assert expected in table
     assert (out / "frames.png").read_bytes().startswith(b"\x89PNG")
     results = (out / "clips.jsonl").read_text()
