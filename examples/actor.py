@@ -14,7 +14,8 @@ from rich.progress import track
 DIRECTIONS, BEST = 8, 4  # tried in a round, each both ways; followed
 NOISE, STEP = 0.03, 0.02
 SAVE_EVERY = 10  # rounds
-FIELDS = ("states", "actions", "rewards", "ends")
+SHAKEN = (0.0, 0.15, 0.3)  # noise on the actions of the episodes to learn from, so that they show how to recover
+FIELDS = ("states", "actions", "meant", "rewards", "ends")
 
 
 def make_world(environment: str) -> gymnasium.Env:
@@ -24,13 +25,13 @@ def make_world(environment: str) -> gymnasium.Env:
 
 
 def collect(folder: Path, environment: str, rounds: int) -> dict[str, np.ndarray]:
-    """Three episodes of every round of the search: of the actor as it is, and of the first direction both ways.
+    """Episodes of the actor as it is at every round of the search, one for each noise in `SHAKEN`.
 
     Goes on after a kill from the round that was saved last, and ends as if nothing had happened.
 
     Returns:
-        ``states [n, state_dim]``, ``actions [n, act_dim]``, ``rewards [n]`` float32, and ``ends [n]`` bool: last steps
-        of episodes.
+        ``states [n, state_dim]``, ``actions [n, act_dim]`` as done and ``meant`` without noise, ``rewards [n]``
+        float32, and ``ends [n]`` bool: last steps of episodes.
     """
     path, world = folder / "experience.npz", make_world(environment)
     size = world.observation_space.shape[0]
@@ -63,7 +64,7 @@ def _search(world: gymnasium.Env, found: dict[str, np.ndarray], random: np.rando
     mean = total / count
     deviation = np.sqrt(np.maximum(squares / count - mean**2, 1e-8))
     weights = found["weights"]
-    kept = [_episode(world, weights, mean, deviation, random)]
+    kept = [_episode(world, weights, mean, deviation, random, noise) for noise in SHAKEN]
     seen, tried, gains = list(kept), [], []
     for _ in range(DIRECTIONS):
         direction = random.standard_normal(weights.shape)
@@ -79,19 +80,20 @@ def _search(world: gymnasium.Env, found: dict[str, np.ndarray], random: np.rando
     found["statistics"] = found["statistics"] + np.stack(
         [np.full(states.shape[1], float(len(states))), states.sum(0), np.square(states).sum(0)]
     )
-    return seen[:3]
+    return kept
 
 
-def _episode(world: gymnasium.Env, weights: np.ndarray, mean: np.ndarray, deviation: np.ndarray, random) -> dict:
+def _episode(world, weights: np.ndarray, mean: np.ndarray, deviation: np.ndarray, random, noise: float = 0.0) -> dict:
     """An episode; its fitness leaves out what is given for staying alive, which else is all that is learned."""
     state, _ = world.reset(seed=int(random.integers(2**31)))
     steps, fitness, ended = [], 0.0, False
     while not ended:
-        action = np.clip(weights @ ((state - mean) / deviation), -1, 1)
+        meant = np.clip(weights @ ((state - mean) / deviation), -1, 1)
+        action = np.clip(meant + noise * random.standard_normal(len(meant)), -1, 1) if noise else meant
         after, reward, terminated, truncated, told = world.step(action)
         ended = terminated or truncated
         fitness += reward - told.get("reward_survive", 0.0)
-        steps.append((state, action, reward, ended))
+        steps.append((state, action, meant, reward, ended))
         state = after
     columns = zip(FIELDS, zip(*steps, strict=True), strict=True)
     return {name: np.array(values, bool if name == "ends" else np.float32) for name, values in columns} | {

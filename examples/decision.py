@@ -52,7 +52,8 @@ def train(arguments: argparse.Namespace) -> None:
     for first, last in zip(firsts, lasts, strict=True):
         to_go[first : last + 1] = to_go[first : last + 1][::-1].cumsum()[::-1]
     states = torch.from_numpy((data["states"] - mean) / deviation)
-    actions, aims = torch.from_numpy(data["actions"]), torch.from_numpy(to_go / SCALE).float()
+    actions, meant = torch.from_numpy(data["actions"]), torch.from_numpy(data["meant"])
+    aims = torch.from_numpy(to_go / SCALE).float()
     lengths = lasts - firsts + 1
     torch.manual_seed(0)
     config = DecisionTransformerConfig(
@@ -84,7 +85,7 @@ def train(arguments: argparse.Namespace) -> None:
             timesteps=torch.from_numpy(steps).clamp(max=config.max_ep_len - 1),
             attention_mask=real.long(),
         )
-        return torch.nn.functional.mse_loss(found.action_preds[real], actions[at][real])
+        return torch.nn.functional.mse_loss(found.action_preds[real], meant[at][real])
 
     fit(model, loss_at, arguments.updates, arguments.output / "training.pt", rate=5e-4)
     model.save_pretrained(arguments.output / "model")
@@ -195,16 +196,14 @@ def main() -> None:
     parser.add_argument("action", choices=("train", "evaluate"))
     parser.add_argument("output", type=Path)
     parser.add_argument("--environment", default="HalfCheetah-v5", help="of Gymnasium, with actions from -1 to 1")
-    parser.add_argument(
-        "--rounds", type=int, default=80, help="of the search for an actor; three episodes of each are data"
-    )
+    parser.add_argument("--rounds", type=int, default=80, help="of the search for an actor")
     parser.add_argument("--window", type=int, default=40, help="steps of the shortest pieces to learn on")
-    parser.add_argument("--updates", type=int, default=1000)
+    parser.add_argument("--updates", type=int, default=500)
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--model", help="a folder or hub id in place of what was trained in OUT")
     parser.add_argument("--statistics", type=Path, help="of that model's states, and its target")
     parser.add_argument("--memory", default="smollm2-135m")
-    parser.add_argument("--kept", type=float, nargs="+", default=[0.5, 0.25], help="fractions the memory aims at")
+    parser.add_argument("--kept", type=float, nargs="+", default=[0.5, 0.25, 0.125], help="fractions aimed at")
     arguments = parser.parse_args()
     if arguments.action == "evaluate" and not (arguments.statistics or arguments.output / "statistics.json").exists():
         parser.error(f"{arguments.output} holds no trained model: train first, or give --model and --statistics")

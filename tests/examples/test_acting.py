@@ -42,6 +42,8 @@ def test_experience_is_the_same_when_its_making_was_killed(tmp_path: Path, monke
     steps = 4 * 3 * STEPS
     assert data["states"].shape == (steps, 17) and data["actions"].shape == (steps, 6)
     assert np.flatnonzero(data["ends"]).tolist() == list(range(STEPS - 1, steps, STEPS))
+    done, meant = (data[name].reshape(4, 3, STEPS, 6) for name in ("actions", "meant"))
+    assert np.array_equal(done[:, 0], meant[:, 0]) and not np.isclose(done[:, 1:], meant[:, 1:]).all((-2, -1)).any()
     assert np.isfinite(data["rewards"]).all() and np.abs(data["actions"]).max() <= 1
     for one in (data, actor.collect(tmp_path, SHORT, 4)):
         assert all(np.array_equal(one[name], whole[name]) for name in whole)
