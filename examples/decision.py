@@ -46,7 +46,7 @@ def train(arguments: argparse.Namespace) -> None:
     lasts = np.flatnonzero(data["ends"])
     firsts = np.r_[0, lasts[:-1] + 1]
     returns = np.array([data["rewards"][first : last + 1].sum() for first, last in zip(firsts, lasts, strict=True)])
-    print(f"{len(returns)} episodes; return {returns[0]:.0f} at first, {returns[-10:].mean():.0f} of the trained actor")
+    print(f"{len(returns)} episodes; return {returns[0]:.0f} at first, {returns.max():.0f} at best")
     mean, deviation = data["states"].mean(0), data["states"].std(0) + 1e-6
     to_go = data["rewards"].astype(np.float64)
     for first, last in zip(firsts, lasts, strict=True):
