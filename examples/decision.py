@@ -186,7 +186,7 @@ def draw(settings: dict[str, list[Row]], path: Path) -> None:
             panel.stairs(share, np.linspace(0, 1, PARTS + 1), label=kind)
         panel.set(title=title, xlim=(0, 1), ylim=(0, 1), ylabel="share held")
     panels[-1, 0].set_xlabel("part of the episode")
-    panels[0, 0].legend()
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(KINDS))
     figure.savefig(path, dpi=150)
     plots.close(figure)
 
