@@ -1,12 +1,12 @@
 """A Decision Transformer on MuJoCo under a memory made on text: a robot forgets some of what it has been through.
 
-    python examples/decision.py train OUT       # data from a policy trained here, then the Decision Transformer
+    python examples/decision.py train OUT       # data from an actor found here, then the Decision Transformer
     python examples/decision.py evaluate OUT    # return by what is kept, and what is dropped
     python examples/decision.py evaluate OUT --model edbeeching/decision-transformer-gym-hopper-medium \\
         --environment Hopper-v5 --statistics hopper.json    # published weights, where there is a hub
 
-The statistics of published weights (``{"mean": [...], "deviation": [...], "target": 3600}``) are on their cards. Those
-weights learned on windows of 20 steps, and so know no full cache of an episode; what is trained here knows both.
+The statistics of published weights (``{"mean": [...], "deviation": [...], "target": 3600, "window": 20}``) are on their
+cards. Those weights learned on short windows, and so know no full cache of an episode; what is trained here knows both.
 Needs the extra `decision`.
 """
 
