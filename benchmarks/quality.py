@@ -5,8 +5,9 @@
     python benchmarks/quality.py tasks --lengths 1024 2048 4096 --samples 30    # pass keys
     python benchmarks/quality.py tasks --tasks pass_key multi_key key_value repeated_code
 
-For each document the memory goes first, with a score offset for the fraction asked for; what it really kept is the
-other rules' budget on that document. Measurements are appended to a file of JSON lines as they come, and a measurement
+The memory aims at the fraction asked for. In `loss`, what it really kept of a document is the other rules' budget on that
+document; in `tasks`, where a sample costs more, theirs is the fraction itself, so that they need not be measured again for
+another memory: compare what was kept. Measurements are appended to a file of JSON lines as they come, and a measurement
 that the file has is not made again: stop and go on as you like.
 """
 
@@ -83,7 +84,7 @@ def _rise(rows: list[Row]) -> float:
 
 def tasks(arguments: argparse.Namespace, model: Any, tokenizer: Any, memory: namm.NAMM, log: Journal) -> None:
     documents = evaluation_documents(arguments)
-    names = [name for name in BUDGETED if name in arguments.policies]
+    names = [name for name in ("namm", *BUDGETED) if name in arguments.policies]
     found: dict[tuple[str, int, float, str], list[Row]] = {}
     for task, length in itertools.product(arguments.tasks, arguments.lengths):
         kind = "code" if task == "repeated_code" else "prose"
@@ -98,13 +99,10 @@ def tasks(arguments: argparse.Namespace, model: Any, tokenizer: Any, memory: nam
             full = log.get(f"{place} full", lambda measure=measure: measure(Full()))
             rows = [(1.0, "full", full)]
             for aim in arguments.fractions:
-                budget = aim
-                for name in ("namm", *names):
-                    policy = make_policy(name, budget, memory)
-                    key = f"{place} {name} {aim} {arguments.memory}"
-                    row = log.get(key, lambda policy=policy, measure=measure: measure(policy))
-                    budget = row["kept_fraction"] if name == "namm" else budget
-                    rows.append((aim, name, row))
+                for name in names:
+                    policy = make_policy(name, aim, memory)
+                    key = f"{place} {name} {aim} " + (str(arguments.memory) if name == "namm" else "")
+                    rows.append((aim, name, log.get(key, lambda policy=policy, measure=measure: measure(policy))))
             for aim, name, row in rows:
                 relative = math.exp(row["log_probability"] - full["log_probability"])
                 found.setdefault((task, length, aim, name), []).append(row | {"relative": relative})
@@ -142,7 +140,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, nargs="+", help="files or folders in place of the packaged texts")
     parser.add_argument("--documents", type=int, help="at most so many documents")
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.5, 0.25, 0.125])
-    parser.add_argument("--policies", nargs="*", default=list(BUDGETED), choices=list(BUDGETED))
+    parser.add_argument("--policies", nargs="*", default=["namm", *BUDGETED], choices=["namm", *BUDGETED])
     parser.add_argument("--tokens", type=int, default=1280, help="loss: tokens before the tail")
     parser.add_argument("--tail", type=int, default=256)
     parser.add_argument(

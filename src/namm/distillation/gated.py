@@ -38,7 +38,8 @@ class Decision:
         scores: ``[heads, tokens]``, the offset included; a token stays where it is >= 0.
         tokens: ``[heads, tokens]`` positions; -1: padding.
         credit: ``[heads, tokens]``, set by the backward pass: loss with the token less loss without it, summed over
-            what follows.
+            the later blocks in which it is there if it stays (or in which it is missed if it goes).
+        blocks: ``[heads, tokens]`` float, how many those are.
     """
 
     block: int
@@ -46,6 +47,7 @@ class Decision:
     scores: Tensor
     tokens: Tensor
     credit: Tensor | None = None
+    blocks: Tensor | None = None
 
 
 @dataclass
@@ -182,7 +184,7 @@ class GatedAttention(torch.autograd.Function):
                 to_value[h, :stop] += (probabilities.to(came.dtype).T @ came).float()
             credits.append(credit)
         for decision in decisions:
-            decision.credit = _credit_of(decision, credits, present)
+            decision.credit, decision.blocks = _later(decision, credits, present)
         return to_query, to_key.to(key.dtype), to_value.to(value.dtype), None, None
 
 
@@ -203,14 +205,16 @@ def _decide(rollout: Rollout, block: int, seen: Sequence[tuple[Tensor, Tensor]])
     return Decision(block, features, rollout.memory.scores(features) + rollout.offsets[block], tokens)
 
 
-def _credit_of(decision: Decision, credits: Sequence[Tensor], present: Sequence[Tensor]) -> Tensor:
-    """Credit in later blocks: of a token that stayed, while it was there; of one that went, in all of them."""
+def _later(decision: Decision, credits: Sequence[Tensor], present: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Credit in later blocks, and their number: of a token that stayed, while it was there; of one that went, all."""
     stayed = decision.scores >= 0
     at = decision.tokens.clamp_min(0)
-    total = torch.zeros_like(decision.scores)
+    total, blocks = torch.zeros(2, *decision.scores.shape, device=at.device)
     for credit, there in zip(credits[decision.block + 1 :], present[decision.block + 1 :], strict=True):
-        total += credit.gather(1, at) * (there.gather(1, at) == stayed)
-    return total
+        counts = there.gather(1, at) == stayed
+        total += credit.gather(1, at) * counts
+        blocks += counts
+    return total, blocks
 
 
 AttentionInterface.register(IMPLEMENTATION, gated_attention)

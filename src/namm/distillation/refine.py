@@ -28,6 +28,7 @@ from namm.network import token_scores, unflatten
 QUESTIONS = 5  # asked of a passage
 QUOTE, CUE = 80, 16  # tokens of the passage to be quoted after it, and those of them that are given
 CHECKPOINT_EVERY = 10
+WORST = 1000.0  # prices that a wrong decision counts for, at most
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class RefineConfig:
         recall: weight of the divergence on answers and quotations (which most tokens do nothing for) beside that on the
             passage itself.
         width: of the scores in which a decision counts as close.
+        anchor: how strongly scores are drawn back to those of the memory at the start, for one nat of difference beside
+            one price of a place.
         seed: of everything random.
     """
 
@@ -49,7 +52,8 @@ class RefineConfig:
     fractions: tuple[float, float] = (0.125, 0.5)
     scored: int = 384
     recall: float = 0.1
-    width: float = 0.5
+    width: float = 1.0
+    anchor: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -135,18 +139,24 @@ def examine(
     return rollout.decisions, Step(passage.item(), recall.item(), rollout.kept, math.nan)
 
 
-def score_gradients(decisions: Sequence[Decision], width: float) -> tuple[list[Tensor], float]:
-    """What to do with every score, ``[heads, tokens]`` each, and the price of a place."""
-    near, verdicts = [], []
+def verdicts(decisions: Sequence[Decision], width: float) -> tuple[list[Tensor], float]:
+    """What to do with every score: gradients ``[heads, tokens]`` each, in prices of a place, and that price.
+
+    Descent along ``closeness * (credit / price + 1)`` lowers the sum of ``kept * (credit + price)`` with the step of the
+    threshold smoothed. The closeness ``1 / (1 + (s / width)^2)`` has long tails, for what a clear decision gets wrong (an
+    attention sink dropped) may cost a thousand prices.
+    """
+    near, credits = [], []
     for decision in decisions:
-        steep = torch.sigmoid(decision.scores / width)
-        weight = steep * (1 - steep) * (decision.tokens >= 0)
-        weight[:, -1] = 0  # the newest stays in any case
-        near.append(weight)
-    total = sum(float(weight.sum()) for weight in near)
-    price = -sum(float((w * d.credit).sum()) for w, d in zip(near, decisions, strict=True)) / max(total, 1e-12)
-    verdicts = [w * (d.credit + price) for w, d in zip(near, decisions, strict=True)]
-    return verdicts, price
+        closeness = 1 / (1 + (decision.scores / width).square()) * (decision.tokens >= 0)
+        closeness[:, -1] = 0  # the newest stays in any case
+        near.append(closeness)
+        credits.append(decision.credit)
+    total = sum(float(closeness.sum()) for closeness in near)
+    price = -sum(float((n * c).sum()) for n, c in zip(near, credits, strict=True)) / total
+    if price <= 0:  # by chance, what was near the threshold did more harm than good: nothing to learn from
+        return [torch.zeros_like(closeness) for closeness in near], price
+    return [n * (c / price + 1).clamp(-WORST, WORST) for n, c in zip(near, credits, strict=True)], price
 
 
 def refine(
@@ -191,11 +201,13 @@ def refine(
         fraction = math.exp(rng.uniform(low, high))
         now = replace(memory, flat=flat.detach().clone())
         decisions, found = examine(model, now, exam, fraction, settings, rng)
-        verdicts, price = score_gradients(decisions, settings.width)
+        gradients, price = verdicts(decisions, settings.width)
         optimizer.zero_grad()
-        for decision, verdict in zip(decisions, verdicts, strict=True):
+        for decision, gradient in zip(decisions, gradients, strict=True):
             weights = unflatten(flat, memory.config.features, memory.config.hidden)
-            token_scores(decision.features, weights, memory.config.heads).backward(verdict)
+            scores = token_scores(decision.features, weights, memory.config.heads)
+            drift = scores.detach() - memory.scores(decision.features)
+            scores.backward(gradient + settings.anchor * drift * (decision.tokens >= 0))
         norm = float(torch.nn.utils.clip_grad_norm_([flat], math.inf))
         if not math.isfinite(norm):
             raise ValueError(f"step {step}: the credit of its decisions is not finite; try float32")

@@ -78,12 +78,15 @@ def tail_loss(model: PreTrainedModel, ids: Tensor, policy: Policy, tail: int = 2
 def answer_score(model: PreTrainedModel, context: Tensor, question: Tensor, answer: Tensor, policy: Policy) -> Answer:
     """Prefill the context under a policy, which has not seen the question, then score the answer, teacher-forced.
 
+    The policy decides once more where the context ends (`MemoryCache.settle`), so that its budget holds there.
+
     Args:
         context, question, answer: ``[1, tokens]`` each.
     """
     device = model.device
     cache = MemoryCache(model, policy)
     model(context.to(device), past_key_values=cache, logits_to_keep=1)
+    cache.settle()
     kept = cache.stats().kept_fraction
     log_probability, correct = recalled(model, question.to(device), answer.to(device), cache)
     return Answer(log_probability, correct, kept)

@@ -72,6 +72,7 @@ def recall(
     cache.batch_repeat_interleave(rows)
     if common < context.shape[1]:
         model(context[:, common:].expand(rows, -1), past_key_values=cache, logits_to_keep=1)
+    cache.settle()
     kept = cache.stats().kept_fractions
     logits = model(question.expand(rows, -1), past_key_values=cache, logits_to_keep=1).logits
     if generate:
