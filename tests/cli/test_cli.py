@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from namm import NAMM
@@ -98,6 +99,20 @@ def test_distill_writes_a_memory(document: Path, tmp_path: Path) -> None:
     result = runner.invoke(app, [*arguments, "--update-interval", "32", "--hidden", "8", "--ema", "0.9"])
     assert result.exit_code == 0, result.output
     assert NAMM.from_pretrained(output).config.ema == (0.9,)
+
+
+def test_refine_makes_a_memory_from_a_distilled_one(document: Path, tmp_path: Path) -> None:
+    texts = ["--text", str(document), "--documents", "2", "--lengths", "64,128"]
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    small = ["--steps", "10", "--update-interval", "32", "--hidden", "8", "--ema", "0.9"]
+    assert runner.invoke(app, ["distill", first, *texts, *small]).exit_code == 0
+    document.write_text("To be, or not to be, that is the question. " * 60)
+    result = runner.invoke(app, ["refine", second, "--from", first, *texts, "--rounds", "1", "--steps", "5"])
+    assert result.exit_code == 0, result.output
+    start, refined = NAMM.from_pretrained(first), NAMM.from_pretrained(second)
+    assert not torch.equal(start.flat, refined.flat) and refined.config.kept == start.config.kept
+    result = runner.invoke(app, ["refine", second, "--from", first, *texts, "--rounds", "2", "--steps", "5"])
+    assert result.exit_code == 1 and "work of another" in result.stderr
 
 
 @pytest.mark.parametrize(

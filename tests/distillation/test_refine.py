@@ -11,8 +11,8 @@ from torch import Tensor
 
 from namm import NAMM, MemoryCache, NAMMConfig
 from namm.distillation import Passage, RefineConfig, refine
-from namm.distillation.gated import IMPLEMENTATION, Decision, GatedAttention, Rollout
-from namm.distillation.refine import make_exam, verdicts
+from namm.distillation.gated import IMPLEMENTATION, GatedAttention, Rollout
+from namm.distillation.refine import Lesson, learn, make_exam, price_of, verdict
 from namm.policies import NAMMPolicy
 from namm.tasks.facts import random_fact
 
@@ -105,14 +105,39 @@ def test_credit_is_the_change_that_the_other_decision_would_make() -> None:
         assert float(decision.credit[0, token]) == pytest.approx(loss(present) - loss(without), abs=1e-4)
 
 
-def test_verdicts_balance_and_padding_and_the_newest_have_none() -> None:
-    tokens = torch.tensor([[0, 1, 2, 3], [-1, 1, 2, 3]])
-    scores = torch.tensor([[0.1, -0.2, 0.3, 5.0], [9.0, 0.0, -0.1, 0.2]])
-    credit = torch.tensor([[-1.0, -0.5, 0.0, 7.0], [3.0, -0.2, 0.1, 7.0]])
-    (gradient,), price = verdicts([Decision(0, torch.zeros(0), scores, tokens, credit)], width=0.5)
-    assert float(gradient.sum()) == pytest.approx(0, abs=1e-4) and 0.1 < price < 1
-    assert not gradient[:, -1].any() and gradient[1, 0] == 0
-    assert gradient[0, 0] < 0 < gradient[0, 2]  # descent raises the score of what is needed
+def lessons(count: int = 40) -> list[Lesson]:
+    """Of heads in which the newer half of the tokens is worth its place, which the features tell."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(count):
+        features = torch.randn(20, CONFIG.features, generator=generator)
+        features[:, 9] = torch.linspace(-1, 1, 20)
+        worth = 1e-6 * (features[:, 9] > 0) + 3e-6 * torch.randn(20, generator=generator)
+        found.append(Lesson(features.half(), torch.randn(20, generator=generator), worth))
+    return found
+
+
+def test_the_price_balances_the_verdicts_near_the_threshold() -> None:
+    taught = lessons()
+    price = price_of(taught)
+    total = sum(float((verdict(x, price) / (1 + x.scores.square())).sum()) for x in taught)
+    assert 1e-7 < price < 2e-6 and abs(total) < 1
+    safe = replace(taught[0], scores=torch.full((20,), 3.0))
+    assert not verdict(safe, price).any()
+
+
+def test_a_harmful_memory_has_no_price() -> None:
+    harmful = [replace(lesson, worth=-lesson.worth.abs() - 1e-6) for lesson in lessons()]
+    with pytest.raises(ValueError, match="worth nothing"):
+        price_of(harmful)
+
+
+def test_learning_raises_the_scores_of_what_was_worth_its_place() -> None:
+    start = middling()
+    learned = learn(start, lessons(200), RefineConfig(steps=200, stride=0.2))
+    features = lessons(1)[0].features.float()
+    moved = learned.scores(features) - start.scores(features)
+    assert float(moved[10:].mean() - moved[:10].mean()) > 0.1
 
 
 def test_an_exam_marks_answers_and_quotation(characters) -> None:
@@ -124,29 +149,42 @@ def test_an_exam_marks_answers_and_quotation(characters) -> None:
     assert torch.equal(exam.ids[:, :96], passage.ids)
 
 
-SETTINGS = RefineConfig(steps=14, scored=20, fractions=(0.2, 0.6))
+SETTINGS = RefineConfig(rounds=2, steps=120, batch=3, scored=20, fractions=(0.2, 0.6))
 
 
-def test_refining_resumes_to_the_same_parameters(reader, characters, tmp_path: Path, monkeypatch) -> None:
+def test_refining_resumes_to_the_same_parameters(reader, characters, tmp_path: Path) -> None:
     start = middling()
-    whole = refine(reader, characters, start, passages(), SETTINGS)
+    whole = refine(reader, characters, start, passages(4), SETTINGS, tmp_path / "a")
     assert not torch.equal(whole.flat, start.flat)
-    checkpoint = tmp_path / "refine.ckpt"
 
     class Stop(Exception):
         pass
 
-    def stop(step: int, found: object) -> None:
-        if step == 12:
+    def stop(turn: int, step: int, loss: float) -> None:
+        if (turn, step) == (1, 110):
             raise Stop
 
     with pytest.raises(Stop):
-        refine(reader, characters, start, passages(), SETTINGS, checkpoint=checkpoint, progress=stop)
-    steps: list[int] = []
+        refine(reader, characters, start, passages(4), SETTINGS, tmp_path / "b", learning=stop)
+    steps: list[tuple[int, int]] = []
     again = refine(
-        reader, characters, start, passages(), SETTINGS, checkpoint=checkpoint, progress=lambda n, _: steps.append(n)
+        reader,
+        characters,
+        start,
+        passages(4),
+        SETTINGS,
+        tmp_path / "b",
+        learning=lambda turn, step, loss: steps.append((turn, step)),
     )
-    assert steps == [11, 12, 13, 14] and torch.equal(again.flat, whole.flat)
+    assert steps == [(1, step) for step in range(101, 121)] and torch.equal(again.flat, whole.flat)
+
+
+def test_too_few_passages_and_bad_settings_are_refused(reader, characters, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="1 passages are not enough for 2 rounds"):
+        refine(reader, characters, middling(), passages(1), SETTINGS, tmp_path)
+    for values in ({"rounds": 0}, {"fractions": (0.5, 0.1)}, {"stride": 0.0}):
+        with pytest.raises(ValueError, match="bad settings"):
+            RefineConfig(**values)  # type: ignore[arg-type]
 
 
 def test_a_batch_is_refused(reader) -> None:

@@ -10,6 +10,7 @@ from namm.cli.evolve import evolve
 from namm.cli.generate import generate
 from namm.cli.inspect import inspect_texts
 from namm.cli.plan import plan
+from namm.cli.refine import refine
 
 app = typer.Typer(
     help="Neural attention memory for transformers: a KV cache that forgets.",
@@ -17,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, generate, compare, plan, distill, evolve):
+for command in (demo, generate, compare, plan, distill, refine, evolve):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect_texts)

@@ -13,16 +13,22 @@ from namm.distillation import distill as run
 from namm.memory import NAMMConfig
 from namm.tasks import read_documents, split_documents, standard_library_documents
 
+TextOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="File or folder of texts (.txt, .md, source code, .jsonl); repeat it for more. "
+        "Default: Python's standard library.",
+    ),
+]
+TrainSplitOption = Annotated[
+    bool, typer.Option("--train-split", help="Of --text, learn from the training split only (namm.tasks).")
+]
+LibraryOption = Annotated[bool, typer.Option("--library", help="Read Python's standard library as well as --text.")]
+
 
 def distill(
     output: Annotated[Path, typer.Argument(help="Folder for the memory; the same command again resumes.")],
-    text: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="File or folder of texts (.txt, .md, source code, .jsonl); repeat it for more. "
-            "Default: Python's standard library.",
-        ),
-    ] = None,
+    text: TextOption = None,
     model: ModelOption = common.DEFAULT_MODEL,
     documents: Annotated[int, typer.Option(min=2, help="How many passages to read.")] = 24,
     lengths: Annotated[str, typer.Option(help="Their lengths in tokens, taken in turn.")] = "1792,2560",
@@ -32,12 +38,8 @@ def distill(
     ] = 0.25,
     power: Annotated[float, typer.Option(min=0.1, help="Of a token's influence whose expectation is learned.")] = 0.7,
     facts: Annotated[int, typer.Option(min=0, help="One hidden random fact for so many tokens; 0: none.")] = 150,
-    train_split: Annotated[
-        bool, typer.Option("--train-split", help="Of --text, learn from the training split only (namm.tasks).")
-    ] = False,
-    library: Annotated[
-        bool, typer.Option("--library", help="Read Python's standard library as well as --text.")
-    ] = False,
+    train_split: TrainSplitOption = False,
+    library: LibraryOption = False,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     update_interval: Annotated[int, typer.Option(help="Tokens between two decisions.")] = 256,
     hidden: Annotated[int, typer.Option(min=1, help="Width of the backward attention.")] = 32,
@@ -50,13 +52,13 @@ def distill(
         config = NAMMConfig(
             hidden=hidden,
             update_interval=update_interval,
-            ema=tuple(_numbers(ema, float, "--ema")),
+            ema=tuple(numbers(ema, float, "--ema")),
             compression="log",
             normalised=True,
             state_dtype="bfloat16",
         )
         settings = DistillConfig(
-            lengths=tuple(_numbers(lengths, int, "--lengths")),
+            lengths=tuple(numbers(lengths, int, "--lengths")),
             documents=documents,
             kept=kept,
             facts=facts,
@@ -76,7 +78,7 @@ def distill(
         console.print(f"{memory.config.parameters} parameters in {escape(str(output))}; it aims at keeping {kept:.0%}")
 
 
-def _numbers(text: str, kind: type, option: str) -> list[Any]:
+def numbers(text: str, kind: type, option: str) -> list[Any]:
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:

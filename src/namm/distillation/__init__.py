@@ -1,6 +1,7 @@
-"""First weights by gradient: learn from recorded attention which tokens will still be needed."""
+"""Weights by gradient: from recorded attention, then from what a memory's own decisions cost."""
 
 from namm.distillation.calibrate import calibrate, centre
+from namm.distillation.improve import improve
 from namm.distillation.passages import Passage, cut_passages
 from namm.distillation.record import Sample, record_document
 from namm.distillation.refine import RefineConfig, refine
@@ -18,6 +19,7 @@ __all__ = [
     "centre",
     "cut_passages",
     "distill",
+    "improve",
     "record_document",
     "refine",
     "train",

@@ -58,7 +58,7 @@ def cut_passages(
         if plain.shape[1] == ids.shape[1] == length:
             whole = tokenizer.decode(ids[0])
             passages.append(Passage(document.name, ids, [fact for fact in known if fact.statement in whole]))
-    if len(passages) < 2:
+    if len(passages) < min(2, count):
         raise ValueError(
             f"only {len(passages)} of {len(order)} documents give a passage of {min(lengths)} tokens: give more or "
             "longer texts, or shorter lengths"

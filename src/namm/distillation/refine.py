@@ -1,9 +1,9 @@
 """A memory made better by what its own decisions cost the model: credit from a backward pass, no attention targets.
 
-`gated` gives the credit of every decision of a pass in which the memory forgets: how much smaller the divergence from
-the full cache is with the token than without it. A token is worth its place where that exceeds the *price* of a place,
-and the score is moved towards that verdict. The price is the one at which the verdicts of a pass, weighed by how close
-the decisions were, leave the threshold where it is: the memory learns what to keep, not how much.
+Rounds of two steps. A memory forgets while passages are read, and `gated` tells for every decision how much smaller
+the divergence from the full cache is with the token than without it. Then the network learns to move each score by
+what such a token was worth beyond the *price* of a place. The price is the one at which this moves nothing on the
+whole: a memory learns what to keep, not how much.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,45 +21,48 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from namm.cache import layer_kinds
 from namm.distillation.gated import IMPLEMENTATION, Decision, Rollout
 from namm.distillation.passages import Passage
-from namm.distillation.train import save_atomically
+from namm.distillation.train import Training, draw, padded, save_atomically
 from namm.memory import NAMM
 from namm.network import token_scores, unflatten
 
 QUESTIONS = 5  # asked of a passage
 QUOTE, CUE = 80, 16  # tokens of the passage to be quoted after it, and those of them that are given
-CHECKPOINT_EVERY = 10
-WORST = 1000.0  # prices that a wrong decision counts for, at most
+SHARE = 0.4  # of the heads at each update is learned from
+SAFE = 2.0  # a score from which on nothing is learned: what all attention rests on has no credit to first order
+WORST = 300.0  # prices that a place was worth, at most; rare tokens are worth most, and noise is as large
 
 
 @dataclass(frozen=True)
 class RefineConfig:
-    """Adam with one learning-rate cycle, a passage a step.
+    """How a memory is refined.
 
     Attributes:
-        steps: passes. learning_rate: its peak.
-        fractions: aimed at in turn between these two, so that the memory serves all sizes.
+        rounds: of passages and learning; each has its share of the passages.
+        fractions: aimed at while passages are read, anything between these two, so that the memory serves all sizes.
         scored: tokens of a passage whose divergence is looked at.
         recall: weight of the divergence on answers and quotations (which most tokens do nothing for) beside that on the
             passage itself.
-        width: of the scores in which a decision counts as close.
-        anchor: how strongly scores are drawn back to those of the memory at the start, for one nat of difference beside
-            one price of a place.
+        stride: how far a score is moved for one price that a place was worth.
+        steps, batch, learning_rate: Adam in each round.
         seed: of everything random.
     """
 
-    steps: int = 300
-    learning_rate: float = 1e-3
-    fractions: tuple[float, float] = (0.125, 0.5)
+    rounds: int = 3
+    fractions: tuple[float, float] = (0.15, 0.4)
     scored: int = 384
     recall: float = 0.1
-    width: float = 1.0
-    anchor: float = 0.1
+    stride: float = 0.4
+    steps: int = 800
+    batch: int = 12
+    learning_rate: float = 2e-3
     seed: int = 0
 
     def __post_init__(self) -> None:
         low, high = self.fractions
-        if self.steps < 1 or self.learning_rate <= 0 or self.scored < 1 or self.width <= 0 or not 0 < low <= high < 1:
-            raise ValueError(f"bad settings: {self}")
+        if min(self.rounds, self.steps, self.scored, self.batch) < 1 or not 0 < low <= high < 1:
+            raise ValueError(f"bad settings for refining: {self}")
+        if self.learning_rate <= 0 or self.stride <= 0 or self.recall < 0:
+            raise ValueError(f"bad settings for refining: {self}")
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,26 @@ class Exam:
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one pass found: divergences from the full cache, nats a token, and the fraction kept."""
+class Lesson:
+    """One head at one update.
+
+    Attributes:
+        features: ``[tokens, features]`` float16. scores: ``[tokens]``, as the decision was made by.
+        worth: ``[tokens]``, nats that a token's place saved, a block.
+    """
+
+    features: Tensor
+    scores: Tensor
+    worth: Tensor
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one passage found: divergences from the full cache, nats a token, and the fraction kept."""
 
     passage: float
     recall: float
     kept: float
-    price: float
 
 
 def make_exam(passage: Passage, tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> Exam:
@@ -100,7 +116,8 @@ def make_exam(passage: Passage, tokenizer: PreTrainedTokenizerBase, rng: random.
     begin = rng.randrange(max(1, tokens - QUOTE))
     quote: list[int] = passage.ids[0, begin : begin + QUOTE].tolist()
     parts.insert(rng.randint(0, len(parts)), (encode("\n\n") + quote[:CUE], quote[CUE:]))
-    ids, recalled = passage.ids[0].tolist(), []
+    ids: list[int] = passage.ids[0].tolist()
+    recalled: list[int] = []
     for given, wanted in parts:
         ids += given
         recalled += range(len(ids), len(ids) + len(wanted))
@@ -108,55 +125,95 @@ def make_exam(passage: Passage, tokenizer: PreTrainedTokenizerBase, rng: random.
     return Exam(torch.tensor([ids]), tokens, recalled)
 
 
-@torch.no_grad()
-def _teach(model: PreTrainedModel, exam: Exam, scored: list[int]) -> Tensor:
-    """Log-probabilities of the full cache before each scored token, ``[scored, vocabulary]``."""
-    logits = model(exam.ids, use_cache=False, logits_to_keep=torch.tensor(scored) - 1).logits[0]
-    return logits.float().log_softmax(-1)
-
-
 def examine(
     model: PreTrainedModel, memory: NAMM, exam: Exam, fraction: float, settings: RefineConfig, rng: random.Random
-) -> tuple[list[Decision], Step]:
-    """One pass under the memory, and the credit of its decisions."""
-    interval = memory.config.update_interval
+) -> tuple[list[Lesson], Reading]:
+    """Read a passage under the memory and under the full cache, and find what the memory's decisions were worth.
+
+    The model's parameters must not require gradients.
+    """
+    model.set_attn_implementation(IMPLEMENTATION)
+    ids, interval = exam.ids.to(model.device), memory.config.update_interval
     inside = sorted(rng.sample(range(interval, exam.passage), min(settings.scored, exam.passage - interval)))
-    scored = inside + exam.recalled
-    wanted = _teach(model, exam, scored)
+    before = torch.tensor(inside + exam.recalled, device=model.device) - 1
+    with torch.no_grad():
+        wanted = model(ids, use_cache=False, logits_to_keep=before).logits[0].float().log_softmax(-1)
     types, _ = layer_kinds(model.config, type(model).__name__)
     rollout = Rollout(
-        memory,
-        [memory.offset_for(fraction, interval * (block + 1)) for block in range(exam.ids.shape[1] // interval)],
+        memory.to(model.device),
+        [memory.offset_for(fraction, interval * (block + 1)) for block in range(ids.shape[1] // interval)],
         frozenset(index for index, kind in enumerate(types) if kind == "full_attention"),
     )
-    embedded = model.get_input_embeddings()(exam.ids).detach().requires_grad_()
-    logits = model(
-        inputs_embeds=embedded, use_cache=False, logits_to_keep=torch.tensor(scored) - 1, rollout=rollout
-    ).logits[0]
+    embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
+    logits = model(inputs_embeds=embedded, use_cache=False, logits_to_keep=before, rollout=rollout).logits[0]
     divergence = (wanted.exp() * (wanted - logits.float().log_softmax(-1))).sum(-1)
     passage, recall = divergence[: len(inside)].mean(), divergence[len(inside) :].mean()
     (passage + settings.recall * recall).backward()
-    return rollout.decisions, Step(passage.item(), recall.item(), rollout.kept, math.nan)
+    lessons = [
+        lesson
+        for decision in rollout.decisions
+        if decision.block < exam.passage // interval
+        for lesson in _lessons(decision)
+        if rng.random() < SHARE
+    ]
+    return lessons, Reading(passage.item(), recall.item(), rollout.kept)
 
 
-def verdicts(decisions: Sequence[Decision], width: float) -> tuple[list[Tensor], float]:
-    """What to do with every score: gradients ``[heads, tokens]`` each, in prices of a place, and that price.
+def _lessons(decision: Decision) -> list[Lesson]:
+    assert decision.credit is not None and decision.blocks is not None
+    found = []
+    for head, tokens in enumerate(decision.tokens):
+        real = tokens >= 0
+        worth = -(decision.credit[head] / decision.blocks[head].clamp_min(1))[real]
+        worth[-1] = 0  # the newest stays in any case
+        found.append(Lesson(decision.features[head][real].half().cpu(), decision.scores[head][real].cpu(), worth.cpu()))
+    return found
 
-    Descent along ``closeness * (credit / price + 1)`` lowers the sum of ``kept * (credit + price)`` with the step of the
-    threshold smoothed. The closeness ``1 / (1 + (s / width)^2)`` has long tails, for what a clear decision gets wrong (an
-    attention sink dropped) may cost a thousand prices.
+
+def price_of(lessons: Sequence[Lesson]) -> float:
+    """The price at which the verdicts on tokens near the threshold add up to nothing.
+
+    Raises:
+        ValueError: if no price does that: what was kept did more harm than good.
     """
-    near, credits = [], []
-    for decision in decisions:
-        closeness = 1 / (1 + (decision.scores / width).square()) * (decision.tokens >= 0)
-        closeness[:, -1] = 0  # the newest stays in any case
-        near.append(closeness)
-        credits.append(decision.credit)
-    total = sum(float(closeness.sum()) for closeness in near)
-    price = -sum(float((n * c).sum()) for n, c in zip(near, credits, strict=True)) / total
-    if price <= 0:  # by chance, what was near the threshold did more harm than good: nothing to learn from
-        return [torch.zeros_like(closeness) for closeness in near], price
-    return [n * (c / price + 1).clamp(-WORST, WORST) for n, c in zip(near, credits, strict=True)], price
+    near = [(lesson.scores < SAFE) / (1 + lesson.scores.square()) for lesson in lessons]
+    low, high = -30.0, 5.0  # of its logarithm
+    for _ in range(40):
+        middle = (low + high) / 2
+        total = sum(float((n * verdict(x, math.exp(middle))).sum()) for n, x in zip(near, lessons, strict=True))
+        low, high = (middle, high) if total > 0 else (low, middle)
+    if low == -30.0:
+        raise ValueError("the tokens near the threshold were worth nothing: refine on more passages, or in float32")
+    return math.exp(low)
+
+
+def verdict(lesson: Lesson, price: float) -> Tensor:
+    """``[tokens]``: prices that a token's place was worth beyond its own, nothing where no doubt is (see `SAFE`)."""
+    return (lesson.worth / price - 1).clamp(-WORST, WORST) * (lesson.scores < SAFE)
+
+
+def learn(
+    memory: NAMM,
+    lessons: Sequence[Lesson],
+    settings: RefineConfig,
+    progress: Callable[[int, float], None] = lambda step, loss: None,
+    checkpoint: Path | None = None,
+) -> NAMM:
+    """The memory with its scores moved by ``stride * E[verdict | features]``: least squares on single verdicts."""
+    config, price = memory.config, price_of(lessons)
+    ordered = sorted(lessons, key=lambda lesson: len(lesson.scores))
+    start = unflatten(memory.flat, config.features, config.hidden)
+    training = Training(memory.flat, settings.learning_rate, settings.steps, checkpoint)
+    for step in training.left():
+        batch = draw(ordered, settings.batch, random.Random(f"{settings.seed} learn {step}"))
+        features = padded([lesson.features.float() for lesson in batch])
+        moves = padded([settings.stride * verdict(lesson, price) for lesson in batch])
+        weight = padded([torch.full_like(lesson.scores, 1 / (len(batch) * len(lesson.scores))) for lesson in batch])
+        moved = token_scores(features, unflatten(training.flat, config.features, config.hidden), config.heads)
+        with torch.no_grad():
+            wanted = token_scores(features, start, config.heads) + moves
+        progress(step + 1, training.step(((moved - wanted).square() * weight).sum(), clip=10.0))
+    return replace(memory, flat=training.flat.detach())
 
 
 def refine(
@@ -164,57 +221,47 @@ def refine(
     tokenizer: PreTrainedTokenizerBase,
     memory: NAMM,
     passages: Sequence[Passage],
-    settings: RefineConfig = RefineConfig(),
+    settings: RefineConfig,
+    work: Path,
     *,
-    checkpoint: Path | None = None,
-    progress: Callable[[int, Step], None] = lambda step, found: None,
+    reading: Callable[[int, Reading], None] = lambda done, found: None,
+    learning: Callable[[int, int, float], None] = lambda round, step, loss: None,
 ) -> NAMM:
-    """The memory with parameters moved by the credit of its decisions; its calibration has to be made anew.
+    """The memory after some rounds; its calibration has to be made anew.
 
     Deterministic for its arguments on one machine, also when it was interrupted and resumed.
 
     Args:
         memory: calibrated, see `calibrate`.
-        passages: taken in turn, each of whole update intervals, at least two of them.
-        checkpoint: where to save the state of training every so often, and to resume from.
-        progress: called after each step with its number from 1.
+        passages: each of at least two update intervals; every round reads its own.
+        work: a folder for what was found; a run that finds its own files there goes on from them.
+        reading: called after each passage with their number. learning: with round, steps and loss.
+
+    Raises:
+        ValueError: if there are fewer passages than rounds.
     """
-    model.set_attn_implementation(IMPLEMENTATION)
+    if len(passages) < settings.rounds:
+        raise ValueError(f"{len(passages)} passages are not enough for {settings.rounds} rounds")
     model.requires_grad_(False)
-    flat = memory.flat_parameters().requires_grad_()
-    optimizer = torch.optim.Adam([flat], lr=settings.learning_rate, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=settings.steps + 1, pct_start=0.1
-    )
-    done = 0
-    if checkpoint is not None and checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        done = state["step"]
-        with torch.no_grad():
-            flat.copy_(state["flat"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
+    work.mkdir(parents=True, exist_ok=True)
     low, high = (math.log(fraction) for fraction in settings.fractions)
-    for step in range(done, settings.steps):
-        rng = random.Random(f"{settings.seed} refine {step}")
-        exam = make_exam(passages[step % len(passages)], tokenizer, rng)
-        fraction = math.exp(rng.uniform(low, high))
-        now = replace(memory, flat=flat.detach().clone())
-        decisions, found = examine(model, now, exam, fraction, settings, rng)
-        gradients, price = verdicts(decisions, settings.width)
-        optimizer.zero_grad()
-        for decision, gradient in zip(decisions, gradients, strict=True):
-            weights = unflatten(flat, memory.config.features, memory.config.hidden)
-            scores = token_scores(decision.features, weights, memory.config.heads)
-            drift = scores.detach() - memory.scores(decision.features)
-            scores.backward(gradient + settings.anchor * drift * (decision.tokens >= 0))
-        norm = float(torch.nn.utils.clip_grad_norm_([flat], math.inf))
-        if not math.isfinite(norm):
-            raise ValueError(f"step {step}: the credit of its decisions is not finite; try float32")
-        optimizer.step()
-        schedule.step()
-        progress(step + 1, replace(found, price=price))
-        if checkpoint is not None and (step + 1) % CHECKPOINT_EVERY == 0:
-            state = {"flat": flat.detach(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-            save_atomically(state | {"step": step + 1}, checkpoint)
-    return replace(memory, flat=flat.detach())
+    for turn in range(settings.rounds):
+        lessons: list[Lesson] = []
+        for index in range(turn, len(passages), settings.rounds):
+            file = work / f"lessons-{index:04d}.pt"
+            if not file.exists():
+                rng = random.Random(f"{settings.seed} read {index}")
+                exam = make_exam(passages[index], tokenizer, rng)
+                found, seen = examine(model, memory, exam, math.exp(rng.uniform(low, high)), settings, rng)
+                save_atomically({"lessons": [asdict(lesson) for lesson in found], "reading": asdict(seen)}, file)
+            stored = torch.load(file, weights_only=True)
+            lessons += [Lesson(**lesson) for lesson in stored["lessons"]]
+            reading(
+                turn * len(passages) // settings.rounds + index // settings.rounds + 1, Reading(**stored["reading"])
+            )
+
+        def report(step: int, loss: float, turn: int = turn) -> None:
+            learning(turn, step, loss)
+
+        memory = learn(memory, lessons, settings, report, work / f"round-{turn}.ckpt")
+    return memory

@@ -87,7 +87,6 @@ def distill(
     """
     folder, interval = Path(folder), memory.update_interval
     work = folder / "work"
-    work.mkdir(parents=True, exist_ok=True)
     passages = cut_passages(
         tokenizer,
         documents,
@@ -96,14 +95,13 @@ def distill(
         facts=settings.facts,
         rng=random.Random(f"{settings.training.seed} passages"),
     )
-    identity = f"{type(model).__name__} {parameters_digest(model)}"
-    _claim(
+    claim(
         work,
         {
-            "model": identity,
+            "model": identify(model),
             "memory": asdict(memory),
             "settings": asdict(settings),
-            "passages": [_digest(p) for p in passages],
+            "passages": digests(passages),
         },
     )
     first = max(1, round(settings.first * len(passages)))
@@ -137,20 +135,32 @@ def distill(
     acting = NAMMPolicy(early, offset=0.0)
     samples += [sample for index in range(first, len(passages)) for sample in record(index, acting)]
     learned = centre(learn(samples, settings.training, "final"), samples, settings.kept)
-    longest = sorted(passages, key=lambda passage: passage.ids.shape[1])[-settings.calibration :]
-    learned = calibrate(
-        model,
-        learned,
-        longest,
-        settings.kept,
-        lambda done, total, note: progress(Progress("calibrating", done, total, note)),
-    )
+    learned = calibrate_on_longest(model, learned, passages, settings.calibration, settings.kept, progress)
     learned.save_pretrained(folder)
     return learned
 
 
-def _claim(work: Path, settings: dict[str, object]) -> None:
-    """The folder belongs to one set of arguments: recordings of others would be taken for its own."""
+def calibrate_on_longest(
+    model: PreTrainedModel,
+    memory: NAMM,
+    passages: Sequence[Passage],
+    count: int,
+    kept: float,
+    progress: Callable[[Progress], None],
+) -> NAMM:
+    longest = sorted(passages, key=lambda passage: passage.ids.shape[1])[-count:]
+    return calibrate(
+        model, memory, longest, kept, lambda done, total, note: progress(Progress("calibrating", done, total, note))
+    )
+
+
+def claim(work: Path, settings: dict[str, object]) -> None:
+    """The folder belongs to one set of arguments: recordings of others would be taken for its own.
+
+    Raises:
+        ValueError: if it holds the work of others.
+    """
+    work.mkdir(parents=True, exist_ok=True)
     file, wanted = work / "settings.json", json.dumps(settings, indent=1)
     if file.exists() and file.read_text() != wanted:
         raise ValueError(
@@ -162,6 +172,10 @@ def _claim(work: Path, settings: dict[str, object]) -> None:
     os.replace(partial, file)
 
 
+def identify(model: PreTrainedModel) -> str:
+    return f"{type(model).__name__} {parameters_digest(model)}"
+
+
 def parameters_digest(model: PreTrainedModel) -> str:
     """A fingerprint of a model's weights, from a few values of every parameter."""
     seen = hashlib.sha256()
@@ -171,8 +185,8 @@ def parameters_digest(model: PreTrainedModel) -> str:
     return seen.hexdigest()[:16]
 
 
-def _digest(passage: Passage) -> str:
-    return hashlib.sha256(passage.ids.numpy().tobytes()).hexdigest()[:16]
+def digests(passages: Sequence[Passage]) -> list[str]:
+    return [hashlib.sha256(passage.ids.numpy().tobytes()).hexdigest()[:16] for passage in passages]
 
 
 def _load_samples(file: Path) -> list[Sample]:

@@ -7,8 +7,10 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from namm.distillation.record import Sample
@@ -18,6 +20,7 @@ from namm.spectrogram import compress
 
 FLOOR = 1e-5  # influence below this is nothing
 CHECKPOINT_EVERY = 100
+T = TypeVar("T")
 NEIGHBOURS = 200  # a batch is drawn from samples of about one length, so that padding is small
 
 
@@ -78,55 +81,86 @@ def train(
     memory = NAMM(config, _start(config, training.seed), *_statistics(samples, config))
     memory.flat[-1] = training.power * float(_log_mean(samples))
     ordered = sorted(samples, key=lambda sample: len(sample.ages))
-    flat = memory.flat.clone().requires_grad_()
-    optimizer = torch.optim.Adam([flat], lr=training.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, training.learning_rate, total_steps=training.steps + 1, pct_start=0.1
-    )
-    done, running = 0, 0.0
-    if checkpoint is not None and checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        done, running = state["step"], state["running"]
-        with torch.no_grad():
-            flat.copy_(state["flat"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-    for step in range(done, training.steps):
-        rng = random.Random(f"{training.seed} {step}")
-        loss = _batch_loss(memory, flat, _draw(ordered, training.batch, rng), training.power)
-        if not torch.isfinite(loss):
-            raise ValueError(f"the loss became {loss.item()} at step {step}; try a smaller learning rate")
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([flat], training.clip)
-        optimizer.step()
-        schedule.step()
-        running = loss.item() if not step else 0.98 * running + 0.02 * loss.item()
-        progress(step + 1, running)
-        if checkpoint is not None and (step + 1) % CHECKPOINT_EVERY == 0:
-            state = {"flat": flat.detach(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-            save_atomically(state | {"step": step + 1, "running": running}, checkpoint)
-    memory.load_flat_parameters(flat.detach())
+    state = Training(memory.flat, training.learning_rate, training.steps, checkpoint)
+    for step in state.left():
+        batch = draw(ordered, training.batch, random.Random(f"{training.seed} {step}"))
+        loss = _batch_loss(memory, state.flat, batch, training.power)
+        progress(step + 1, state.step(loss, training.clip))
+    memory.load_flat_parameters(state.flat.detach())
     return memory
 
 
-def _draw(ordered: Sequence[Sample], count: int, rng: random.Random) -> list[Sample]:
+class Training:
+    """Adam on one vector under a learning-rate cycle; saved every so often, and gone on with where it was saved.
+
+    Attributes:
+        flat: ``[parameters]``, what is learned.
+        done: steps.
+    """
+
+    def __init__(self, start: Tensor, learning_rate: float, steps: int, checkpoint: Path | None) -> None:
+        self.flat = start.detach().clone().requires_grad_()
+        self.steps, self.done, self.checkpoint, self._running = steps, 0, checkpoint, 0.0
+        self._optimizer = torch.optim.Adam([self.flat], lr=learning_rate)
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimizer, learning_rate, total_steps=steps + 1, pct_start=0.1
+        )
+        if checkpoint is not None and checkpoint.exists():
+            state = torch.load(checkpoint, weights_only=True)
+            self.done, self._running = state["step"], state["running"]
+            with torch.no_grad():
+                self.flat.copy_(state["flat"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            self._schedule.load_state_dict(state["schedule"])
+
+    def left(self) -> range:
+        return range(self.done, self.steps)
+
+    def step(self, loss: Tensor, clip: float) -> float:
+        """Descend, with the norm of the gradient clipped.
+
+        Returns:
+            The running mean of the loss.
+
+        Raises:
+            ValueError: if the loss is not finite.
+        """
+        if not torch.isfinite(loss):
+            raise ValueError(f"the loss became {loss.item()} at step {self.done}; try a smaller learning rate")
+        self._optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([self.flat], clip)
+        self._optimizer.step()
+        self._schedule.step()
+        self._running = loss.item() if not self.done else 0.98 * self._running + 0.02 * loss.item()
+        self.done += 1
+        if self.checkpoint is not None and (self.done % CHECKPOINT_EVERY == 0 or self.done == self.steps):
+            state: dict[str, Any] = {"optimizer": self._optimizer.state_dict()}
+            state["schedule"] = self._schedule.state_dict()
+            state |= {"flat": self.flat.detach(), "step": self.done, "running": self._running}
+            save_atomically(state, self.checkpoint)
+        return self._running
+
+
+def draw(ordered: Sequence[T], count: int, rng: random.Random) -> list[T]:
+    """A batch of neighbours in a sequence ordered by length."""
     centre = rng.randrange(len(ordered))
     low, high = max(0, centre - NEIGHBOURS), min(len(ordered) - 1, centre + NEIGHBOURS)
     return [ordered[rng.randint(low, high)] for _ in range(count)]
 
 
+def padded(rows: Sequence[Tensor]) -> Tensor:
+    """``[rows, longest, ...]`` with zeros on the side of the older tokens, where no token looks."""
+    longest = max(len(row) for row in rows)
+    return torch.stack([F.pad(row, (0, 0) * (row.ndim - 1) + (longest - len(row), 0)) for row in rows])
+
+
 def _batch_loss(memory: NAMM, flat: Tensor, batch: Sequence[Sample], power: float) -> Tensor:
-    """Mean over samples of the mean over tokens; samples are padded on the old side, where no token looks."""
+    """Mean over samples of the mean over tokens."""
     config = memory.config
-    longest = max(len(sample.ages) for sample in batch)
-    features = torch.zeros(len(batch), longest, config.features)
-    influence, weight = torch.zeros(2, len(batch), longest)
-    for i, sample in enumerate(batch):
-        tokens = len(sample.ages)
-        features[i, longest - tokens :] = memory.features(sample.spectrogram, sample.ages)
-        influence[i, longest - tokens :] = sample.influence
-        weight[i, longest - tokens :] = 1 / (tokens * len(batch))
+    features = padded([memory.features(sample.spectrogram, sample.ages) for sample in batch])
+    influence = padded([sample.influence.float() for sample in batch])
+    weight = padded([torch.full((len(sample.ages),), 1 / (len(sample.ages) * len(batch))) for sample in batch])
     scores = token_scores(features, unflatten(flat, config.features, config.hidden), config.heads)
     return (influence_loss(scores, influence, power) * weight).sum()
 

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from namm.cli import common
+from namm.cli.common import DEFAULT_MEMORY, DeviceOption, DtypeOption, ModelOption, console
+from namm.cli.distill import LibraryOption, TextOption, TrainSplitOption, numbers
+from namm.distillation import Progress, RefineConfig, improve
+from namm.memory import NAMM
+from namm.tasks import read_documents, split_documents, standard_library_documents
+
+
+def refine(
+    output: Annotated[Path, typer.Argument(help="Folder for the memory; the same command again resumes.")],
+    start: Annotated[str, typer.Option("--from", help="Memory to begin with: shipped, folder or hub id.")] = (
+        DEFAULT_MEMORY
+    ),
+    text: TextOption = None,
+    model: ModelOption = common.DEFAULT_MODEL,
+    documents: Annotated[int, typer.Option(min=2, help="How many passages to read, in all rounds.")] = 108,
+    lengths: Annotated[str, typer.Option(help="Their lengths in tokens, taken in turn.")] = "1280,1024,2048",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of reading and learning.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of learning in each round.")] = 800,
+    train_split: TrainSplitOption = False,
+    library: LibraryOption = False,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = None,
+) -> None:
+    """Make a memory better by what its own decisions cost the model: a backward pass for every passage."""
+    with common.one_clear_error():
+        settings = RefineConfig(rounds=rounds, steps=steps, seed=seed)
+        memory = NAMM.from_pretrained(start)
+        sources = [read_documents(path) for path in text or ()]
+        if train_split:
+            sources = [split_documents(source, seed=0)["train"] for source in sources]
+        if library or not text:
+            sources.append(split_documents(standard_library_documents(), seed=0)["train"])
+        network, tokenizer = common.load(model, dtype, device)
+        with common.stage_bars() as bars:
+
+            def progress(now: Progress) -> None:
+                bars(now.stage, now.done, now.total, now.note)
+
+            improve(
+                network,
+                tokenizer,
+                memory,
+                sources,
+                output,
+                lengths=numbers(lengths, int, "--lengths"),
+                documents=documents,
+                settings=settings,
+                progress=progress,
+            )
+        console.print(f"refined: {escape(str(output))}")
