@@ -4,7 +4,7 @@ from namm.distillation.calibrate import calibrate, centre
 from namm.distillation.improve import improve
 from namm.distillation.passages import Passage, cut_passages
 from namm.distillation.record import Sample, record_document
-from namm.distillation.refine import RefineConfig, refine
+from namm.distillation.refining import RefineConfig, refine
 from namm.distillation.run import DistillConfig, Progress, distill
 from namm.distillation.train import TrainConfig, train
 

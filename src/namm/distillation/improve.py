@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from namm.distillation.passages import Passage, cut_passages
-from namm.distillation.refine import Reading, RefineConfig, refine
+from namm.distillation.refining import Reading, RefineConfig, refine
 from namm.distillation.run import Progress, calibrate_on_longest, claim, digests, identify
 from namm.memory import NAMM
 from namm.tasks.documents import Document

@@ -63,7 +63,7 @@ class EvolveConfig:
     stages: tuple[Stage, ...]
     model: str = "smollm2-135m"
     dtype: str = "auto"
-    start: str = "smollm2-135m"
+    start: str = "smollm2-135m-distilled"
     parameters: str = "all"
     strategy: str = "cma"
     population: int = 32

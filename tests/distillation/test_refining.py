@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+import namm.distillation.refining
 from namm import NAMM, MemoryCache, NAMMConfig
 from namm.distillation import Passage, RefineConfig, refine
 from namm.distillation.gated import IMPLEMENTATION, GatedAttention, Rollout
-from namm.distillation.refine import Lesson, learn, make_exam, price_of, verdict
+from namm.distillation.refining import Lesson, attention_received, learn, make_exam, price_of
 from namm.policies import NAMMPolicy
+from namm.spectrogram import update_spectrogram
 from namm.tasks.facts import random_fact
 
 CONFIG = NAMMConfig(
@@ -113,17 +115,36 @@ def lessons(count: int = 40) -> list[Lesson]:
         features = torch.randn(20, CONFIG.features, generator=generator)
         features[:, 9] = torch.linspace(-1, 1, 20)
         worth = 1e-6 * (features[:, 9] > 0) + 3e-6 * torch.randn(20, generator=generator)
-        found.append(Lesson(features.half(), torch.randn(20, generator=generator), worth))
+        found.append(Lesson(features.half(), torch.randn(20, generator=generator), worth, torch.zeros(20).bool()))
     return found
 
 
-def test_the_price_balances_the_verdicts_near_the_threshold() -> None:
+def test_the_price_balances_what_is_near_the_threshold() -> None:
     taught = lessons()
     price = price_of(taught)
-    total = sum(float((verdict(x, price) / (1 + x.scores.square())).sum()) for x in taught)
+    total = sum(float(((x.worth / price - 1) / (1 + x.scores.square())).sum()) for x in taught)
     assert 1e-7 < price < 2e-6 and abs(total) < 1
-    safe = replace(taught[0], scores=torch.full((20,), 3.0))
-    assert not verdict(safe, price).any()
+
+
+def test_what_attention_rests_on_keeps_its_score() -> None:
+    taught = [
+        replace(lesson, sinks=lesson.features[:, 9] < -0.8, worth=lesson.worth - 1e-4 * (lesson.features[:, 9] < -0.8))
+        for lesson in lessons(200)
+    ]
+    start, features = middling(), lessons(1)[0].features.float()
+    learned = learn(start, taught, RefineConfig(steps=200, stride=0.2))
+    moved = learned.scores(features) - start.scores(features)
+    assert float(moved[:2].abs().max()) < 0.5, "at a hundred prices lost, it would have gone far"
+
+
+def test_attention_is_read_off_the_features() -> None:
+    memory = NAMM(replace(CONFIG, normalised=True), mean=torch.full((34,), -2.0), variance=torch.full((34,), 4.0))
+    signal = torch.full((32 + CONFIG.spectrogram.carry, 5), 0.03)
+    spectrogram = torch.zeros(5, 2, 17)
+    for _ in range(40):
+        spectrogram = update_spectrogram(spectrogram, signal, CONFIG.spectrogram)
+    features = memory.features(spectrogram, torch.arange(4, -1, -1))
+    assert attention_received(memory, features) == pytest.approx(torch.full((5,), 0.03), rel=1e-3)
 
 
 def test_a_harmful_memory_has_no_price() -> None:
@@ -152,7 +173,8 @@ def test_an_exam_marks_answers_and_quotation(characters) -> None:
 SETTINGS = RefineConfig(rounds=2, steps=120, batch=3, scored=20, fractions=(0.2, 0.6))
 
 
-def test_refining_resumes_to_the_same_parameters(reader, characters, tmp_path: Path) -> None:
+def test_refining_resumes_to_the_same_parameters(reader, characters, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(namm.distillation.refining, "SINK", 0.5)  # of 32 tokens each is paid a lot
     start = middling()
     whole = refine(reader, characters, start, passages(4), SETTINGS, tmp_path / "a")
     assert not torch.equal(whole.flat, start.flat)

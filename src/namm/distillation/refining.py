@@ -24,11 +24,13 @@ from namm.distillation.passages import Passage
 from namm.distillation.train import Training, draw, padded, save_atomically
 from namm.memory import NAMM
 from namm.network import token_scores, unflatten
+from namm.spectrogram import AGE_FEATURES, NORM_FLOOR
 
 QUESTIONS = 5  # asked of a passage
 QUOTE, CUE = 80, 16  # tokens of the passage to be quoted after it, and those of them that are given
 SHARE = 0.4  # of the heads at each update is learned from
-SAFE = 2.0  # a score from which on nothing is learned: what all attention rests on has no credit to first order
+SINK = 0.02  # mean attention from which on a token stays as it is: what attention rests on has no first-order credit
+HOLD = 10.0  # times as much weight to that than to any other token
 WORST = 300.0  # prices that a place was worth, at most; rare tokens are worth most, and noise is as large
 
 
@@ -87,11 +89,13 @@ class Lesson:
     Attributes:
         features: ``[tokens, features]`` float16. scores: ``[tokens]``, as the decision was made by.
         worth: ``[tokens]``, nats that a token's place saved, a block.
+        sinks: ``[tokens]`` bool, see `SINK`.
     """
 
     features: Tensor
     scores: Tensor
     worth: Tensor
+    sinks: Tensor
 
 
 @dataclass(frozen=True)
@@ -153,21 +157,34 @@ def examine(
         lesson
         for decision in rollout.decisions
         if decision.block < exam.passage // interval
-        for lesson in _lessons(decision)
+        for lesson in _lessons(memory, decision)
         if rng.random() < SHARE
     ]
     return lessons, Reading(passage.item(), recall.item(), rollout.kept)
 
 
-def _lessons(decision: Decision) -> list[Lesson]:
+def _lessons(memory: NAMM, decision: Decision) -> list[Lesson]:
     assert decision.credit is not None and decision.blocks is not None
     found = []
     for head, tokens in enumerate(decision.tokens):
         real = tokens >= 0
         worth = -(decision.credit[head] / decision.blocks[head].clamp_min(1))[real]
         worth[-1] = 0  # the newest stays in any case
-        found.append(Lesson(decision.features[head][real].half().cpu(), decision.scores[head][real].cpu(), worth.cpu()))
+        features = decision.features[head][real].cpu()
+        sinks = attention_received(memory, features) > SINK
+        found.append(Lesson(features.half(), decision.scores[head][real].cpu(), worth.cpu(), sinks))
     return found
+
+
+def attention_received(memory: NAMM, features: Tensor) -> Tensor:
+    """``[tokens]``, mean over queries, as the first moving average of the features knows it.
+
+    Bin 0 of a frame is the sum of attention under the window, and a periodic Hann window sums to half its length.
+    """
+    magnitude = features[:, AGE_FEATURES]
+    if memory.config.normalised:
+        magnitude = magnitude * memory.variance[0].sqrt().clamp_min(NORM_FLOOR) + memory.mean[0]
+    return (magnitude.exp() if memory.config.compression == "log" else magnitude) / (memory.config.window / 2)
 
 
 def price_of(lessons: Sequence[Lesson]) -> float:
@@ -176,20 +193,21 @@ def price_of(lessons: Sequence[Lesson]) -> float:
     Raises:
         ValueError: if no price does that: what was kept did more harm than good.
     """
-    near = [(lesson.scores < SAFE) / (1 + lesson.scores.square()) for lesson in lessons]
+    worth = torch.cat([lesson.worth for lesson in lessons])
+    near = torch.cat([~lesson.sinks / (1 + lesson.scores.square()) for lesson in lessons])
     low, high = -30.0, 5.0  # of its logarithm
     for _ in range(40):
         middle = (low + high) / 2
-        total = sum(float((n * verdict(x, math.exp(middle))).sum()) for n, x in zip(near, lessons, strict=True))
+        total = float((near * _verdict(worth, math.exp(middle))).sum())
         low, high = (middle, high) if total > 0 else (low, middle)
     if low == -30.0:
         raise ValueError("the tokens near the threshold were worth nothing: refine on more passages, or in float32")
     return math.exp(low)
 
 
-def verdict(lesson: Lesson, price: float) -> Tensor:
-    """``[tokens]``: prices that a token's place was worth beyond its own, nothing where no doubt is (see `SAFE`)."""
-    return (lesson.worth / price - 1).clamp(-WORST, WORST) * (lesson.scores < SAFE)
+def _verdict(worth: Tensor, price: float) -> Tensor:
+    """Prices that a place was worth beyond its own."""
+    return (worth / price - 1).clamp(-WORST, WORST)
 
 
 def learn(
@@ -207,8 +225,8 @@ def learn(
     for step in training.left():
         batch = draw(ordered, settings.batch, random.Random(f"{settings.seed} learn {step}"))
         features = padded([lesson.features.float() for lesson in batch])
-        moves = padded([settings.stride * verdict(lesson, price) for lesson in batch])
-        weight = padded([torch.full_like(lesson.scores, 1 / (len(batch) * len(lesson.scores))) for lesson in batch])
+        moves = padded([settings.stride * _verdict(lesson.worth, price) * ~lesson.sinks for lesson in batch])
+        weight = padded([torch.where(lesson.sinks, HOLD, 1.0) / (len(batch) * len(lesson.scores)) for lesson in batch])
         moved = token_scores(features, unflatten(training.flat, config.features, config.hidden), config.heads)
         with torch.no_grad():
             wanted = token_scores(features, start, config.heads) + moves
