@@ -121,7 +121,7 @@ def lessons(count: int = 40) -> list[Lesson]:
 
 def test_the_price_balances_what_is_near_the_threshold() -> None:
     taught = lessons()
-    price = price_of(taught)
+    price = price_of(taught, 1e3)
     total = sum(float(((x.worth / price - 1) / (1 + x.scores.square())).sum()) for x in taught)
     assert 1e-7 < price < 2e-6 and abs(total) < 1
 
@@ -132,7 +132,7 @@ def test_what_attention_rests_on_keeps_its_score() -> None:
         for lesson in lessons(200)
     ]
     start, features = middling(), lessons(1)[0].features.float()
-    learned = learn(start, taught, RefineConfig(steps=200, stride=0.2))
+    learned = learn(start, taught, RefineConfig(steps=200, stride=0.2), 300.0)
     moved = learned.scores(features) - start.scores(features)
     assert float(moved[:2].abs().max()) < 0.5, "at a hundred prices lost, it would have gone far"
 
@@ -150,12 +150,12 @@ def test_attention_is_read_off_the_features() -> None:
 def test_a_harmful_memory_has_no_price() -> None:
     harmful = [replace(lesson, worth=-lesson.worth.abs() - 1e-6) for lesson in lessons()]
     with pytest.raises(ValueError, match="worth nothing"):
-        price_of(harmful)
+        price_of(harmful, 300.0)
 
 
 def test_learning_raises_the_scores_of_what_was_worth_its_place() -> None:
     start = middling()
-    learned = learn(start, lessons(200), RefineConfig(steps=200, stride=0.2))
+    learned = learn(start, lessons(200), RefineConfig(steps=200, stride=0.2), 300.0)
     features = lessons(1)[0].features.float()
     moved = learned.scores(features) - start.scores(features)
     assert float(moved[10:].mean() - moved[:10].mean()) > 0.1
@@ -170,7 +170,7 @@ def test_an_exam_marks_answers_and_quotation(characters) -> None:
     assert torch.equal(exam.ids[:, :96], passage.ids)
 
 
-SETTINGS = RefineConfig(rounds=2, steps=120, batch=3, scored=20, fractions=(0.2, 0.6))
+SETTINGS = RefineConfig(bounds=(300.0, 100.0), steps=120, batch=3, scored=20, fractions=(0.2, 0.6))
 
 
 def test_refining_resumes_to_the_same_parameters(reader, characters, tmp_path: Path, monkeypatch) -> None:
@@ -204,7 +204,7 @@ def test_refining_resumes_to_the_same_parameters(reader, characters, tmp_path: P
 def test_too_few_passages_and_bad_settings_are_refused(reader, characters, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="1 passages are not enough for 2 rounds"):
         refine(reader, characters, middling(), passages(1), SETTINGS, tmp_path)
-    for values in ({"rounds": 0}, {"fractions": (0.5, 0.1)}, {"stride": 0.0}):
+    for values in ({"bounds": ()}, {"fractions": (0.5, 0.1)}, {"stride": 0.0}):
         with pytest.raises(ValueError, match="bad settings"):
             RefineConfig(**values)  # type: ignore[arg-type]
 

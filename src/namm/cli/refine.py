@@ -33,7 +33,8 @@ def refine(
 ) -> None:
     """Make a memory better by what its own decisions cost the model: a backward pass for every passage."""
     with common.one_clear_error():
-        settings = RefineConfig(rounds=rounds, steps=steps, seed=seed)
+        first, last = RefineConfig.bounds[0], RefineConfig.bounds[-1]
+        settings = RefineConfig(bounds=(first,) * (rounds - 1) + (last,), steps=steps, seed=seed)
         memory = NAMM.from_pretrained(start)
         sources = [read_documents(path) for path in text or ()]
         if train_split:

@@ -30,8 +30,7 @@ QUESTIONS = 5  # asked of a passage
 QUOTE, CUE = 80, 16  # tokens of the passage to be quoted after it, and those of them that are given
 SHARE = 0.4  # of the heads at each update is learned from
 SINK = 0.02  # mean attention from which on a token stays as it is: what attention rests on has no first-order credit
-HOLD = 10.0  # times as much weight to that than to any other token
-WORST = 300.0  # prices that a place was worth, at most; rare tokens are worth most, and noise is as large
+HOLD = 10.0  # times the weight of any other token, so that they do
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,9 @@ class RefineConfig:
     """How a memory is refined.
 
     Attributes:
-        rounds: of passages and learning; each has its share of the passages.
+        bounds: for each round of reading and learning the most that a place counts for, in prices. Rare tokens are
+            worth most, and noise is as large: with 300 the memory learns to keep what may be asked for, with 100 what
+            most of a text needs. Each round has its share of the passages.
         fractions: aimed at while passages are read, anything between these two, so that the memory serves all sizes.
         scored: tokens of a passage whose divergence is looked at.
         recall: weight of the divergence on answers and quotations (which most tokens do nothing for) beside that on the
@@ -49,7 +50,7 @@ class RefineConfig:
         seed: of everything random.
     """
 
-    rounds: int = 3
+    bounds: tuple[float, ...] = (300.0, 300.0, 100.0)
     fractions: tuple[float, float] = (0.15, 0.4)
     scored: int = 384
     recall: float = 0.1
@@ -61,10 +62,14 @@ class RefineConfig:
 
     def __post_init__(self) -> None:
         low, high = self.fractions
-        if min(self.rounds, self.steps, self.scored, self.batch) < 1 or not 0 < low <= high < 1:
+        if min(len(self.bounds), self.steps, self.scored, self.batch) < 1 or not 0 < low <= high < 1:
             raise ValueError(f"bad settings for refining: {self}")
-        if self.learning_rate <= 0 or self.stride <= 0 or self.recall < 0:
+        if min(self.learning_rate, self.stride, *self.bounds) <= 0 or self.recall < 0:
             raise ValueError(f"bad settings for refining: {self}")
+
+    @property
+    def rounds(self) -> int:
+        return len(self.bounds)
 
 
 @dataclass(frozen=True)
@@ -187,7 +192,7 @@ def attention_received(memory: NAMM, features: Tensor) -> Tensor:
     return (magnitude.exp() if memory.config.compression == "log" else magnitude) / (memory.config.window / 2)
 
 
-def price_of(lessons: Sequence[Lesson]) -> float:
+def price_of(lessons: Sequence[Lesson], bound: float) -> float:
     """The price at which the verdicts on tokens near the threshold add up to nothing.
 
     Raises:
@@ -198,34 +203,35 @@ def price_of(lessons: Sequence[Lesson]) -> float:
     low, high = -30.0, 5.0  # of its logarithm
     for _ in range(40):
         middle = (low + high) / 2
-        total = float((near * _verdict(worth, math.exp(middle))).sum())
+        total = float((near * _verdict(worth, math.exp(middle), bound)).sum())
         low, high = (middle, high) if total > 0 else (low, middle)
     if low == -30.0:
         raise ValueError("the tokens near the threshold were worth nothing: refine on more passages, or in float32")
     return math.exp(low)
 
 
-def _verdict(worth: Tensor, price: float) -> Tensor:
+def _verdict(worth: Tensor, price: float, bound: float) -> Tensor:
     """Prices that a place was worth beyond its own."""
-    return (worth / price - 1).clamp(-WORST, WORST)
+    return (worth / price - 1).clamp(-bound, bound)
 
 
 def learn(
     memory: NAMM,
     lessons: Sequence[Lesson],
     settings: RefineConfig,
+    bound: float,
     progress: Callable[[int, float], None] = lambda step, loss: None,
     checkpoint: Path | None = None,
 ) -> NAMM:
     """The memory with its scores moved by ``stride * E[verdict | features]``: least squares on single verdicts."""
-    config, price = memory.config, price_of(lessons)
+    config, price = memory.config, price_of(lessons, bound)
     ordered = sorted(lessons, key=lambda lesson: len(lesson.scores))
     start = unflatten(memory.flat, config.features, config.hidden)
     training = Training(memory.flat, settings.learning_rate, settings.steps, checkpoint)
     for step in training.left():
         batch = draw(ordered, settings.batch, random.Random(f"{settings.seed} learn {step}"))
         features = padded([lesson.features.float() for lesson in batch])
-        moves = padded([settings.stride * _verdict(lesson.worth, price) * ~lesson.sinks for lesson in batch])
+        moves = padded([settings.stride * _verdict(lesson.worth, price, bound) * ~lesson.sinks for lesson in batch])
         weight = padded([torch.where(lesson.sinks, HOLD, 1.0) / (len(batch) * len(lesson.scores)) for lesson in batch])
         moved = token_scores(features, unflatten(training.flat, config.features, config.hidden), config.heads)
         with torch.no_grad():
@@ -281,5 +287,5 @@ def refine(
         def report(step: int, loss: float, turn: int = turn) -> None:
             learning(turn, step, loss)
 
-        memory = learn(memory, lessons, settings, report, work / f"round-{turn}.ckpt")
+        memory = learn(memory, lessons, settings, settings.bounds[turn], report, work / f"round-{turn}.ckpt")
     return memory
