@@ -7,8 +7,8 @@
 
 The memory aims at the fraction asked for. In `loss`, what it really kept of a document is the other rules' budget on
 that document; in `tasks`, where a sample costs more, theirs is the fraction itself, so that they need not be measured
-again for another memory: compare what was kept. Measurements are appended to a file of JSON lines as they come, and a measurement
-that the file has is not made again: stop and go on as you like.
+again for another memory: compare what was kept. Measurements are appended to a file of JSON lines as they come, and a
+measurement that the file has is not made again: stop and go on as you like.
 """
 
 from __future__ import annotations
