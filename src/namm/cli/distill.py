@@ -11,7 +11,7 @@ from namm.cli.common import DeviceOption, DtypeOption, ModelOption, console
 from namm.distillation import DistillConfig, Progress, TrainConfig
 from namm.distillation import distill as run
 from namm.memory import NAMMConfig
-from namm.tasks import read_documents, split_documents, standard_library_documents
+from namm.tasks import Document, read_documents, split_documents, standard_library_documents
 
 TextOption = Annotated[
     list[Path] | None,
@@ -64,10 +64,7 @@ def distill(
             facts=facts,
             training=TrainConfig(steps=steps, seed=seed, power=power),
         )
-        texts = read_documents(*text or ())
-        texts = split_documents(texts, seed=0)["train"] if train_split else texts
-        if library or not text:
-            texts += split_documents(standard_library_documents(), seed=0)["train"]  # the rest is for evaluation
+        texts = [document for source in sources_of(text, train_split, library) for document in source]
         network, tokenizer = common.load(model, dtype, device)
         with common.stage_bars() as bars:
 
@@ -76,6 +73,16 @@ def distill(
 
             memory = run(network, tokenizer, texts, output, memory=config, settings=settings, progress=progress)
         console.print(f"{memory.config.parameters} parameters in {escape(str(output))}; it aims at keeping {kept:.0%}")
+
+
+def sources_of(text: list[Path] | None, train_split: bool, library: bool) -> list[list[Document]]:
+    """Documents to learn from, by where they come from."""
+    sources = [read_documents(path) for path in text or ()]
+    if train_split:
+        sources = [split_documents(source, seed=0)["train"] for source in sources]
+    if library or not text:
+        sources.append(split_documents(standard_library_documents(), seed=0)["train"])  # the rest is for evaluation
+    return sources
 
 
 def numbers(text: str, kind: type, option: str) -> list[Any]:

@@ -12,8 +12,6 @@ from namm.cli.common import DeviceOption, console
 from namm.evolution import Evolution, EvolveConfig, Generation, Outcome, SampleSource, presets, read_config
 from namm.memory import NAMM, NAMMConfig
 
-DISTILLED = "smollm2-135m-distilled"
-
 
 def evolve(
     output: Annotated[Path, typer.Argument(help="Folder for the memory and the journal of the run.")],
@@ -66,7 +64,7 @@ def _settings(
     settings = read_config(preset or str(config))
     changes: dict[str, Any] = {}
     if start is not None:
-        changes["start"] = DISTILLED if start == "distilled" else start
+        changes["start"] = EvolveConfig.start if start == "distilled" else start
     if text:
         changes["text"] = tuple(map(str, text))
     if seed is not None:

@@ -8,10 +8,9 @@ from rich.markup import escape
 
 from namm.cli import common
 from namm.cli.common import DEFAULT_MEMORY, DeviceOption, DtypeOption, ModelOption, console
-from namm.cli.distill import LibraryOption, TextOption, TrainSplitOption, numbers
+from namm.cli.distill import LibraryOption, TextOption, TrainSplitOption, numbers, sources_of
 from namm.distillation import Progress, RefineConfig, improve
 from namm.memory import NAMM
-from namm.tasks import read_documents, split_documents, standard_library_documents
 
 
 def refine(
@@ -36,11 +35,7 @@ def refine(
         first, last = RefineConfig.bounds[0], RefineConfig.bounds[-1]
         settings = RefineConfig(bounds=(first,) * (rounds - 1) + (last,), steps=steps, seed=seed)
         memory = NAMM.from_pretrained(start)
-        sources = [read_documents(path) for path in text or ()]
-        if train_split:
-            sources = [split_documents(source, seed=0)["train"] for source in sources]
-        if library or not text:
-            sources.append(split_documents(standard_library_documents(), seed=0)["train"])
+        sources = sources_of(text, train_split, library)
         network, tokenizer = common.load(model, dtype, device)
         with common.stage_bars() as bars:
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from namm.distillation.train import padded
 from namm.memory import NAMM
 from namm.reductions import mean_of
 from namm.spectrogram import update_spectrogram
@@ -199,9 +199,8 @@ def _logits(query: Tensor, key: Tensor, scaling: float) -> Tensor:
 
 def _decide(rollout: Rollout, block: int, seen: Sequence[tuple[Tensor, Tensor]]) -> Decision:
     """Score the heads of a layer at once."""
-    longest = max(len(there) for there, _ in seen)
-    features = torch.stack([F.pad(found, (0, 0, longest - len(found), 0)) for _, found in seen])
-    tokens = torch.stack([F.pad(there, (longest - len(there), 0), value=-1) for there, _ in seen])
+    features = padded([found for _, found in seen])
+    tokens = padded([there + 1 for there, _ in seen]) - 1  # padding is -1
     return Decision(block, features, rollout.memory.scores(features) + rollout.offsets[block], tokens)
 
 

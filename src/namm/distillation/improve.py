@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from namm.distillation.passages import Passage, cut_passages
 from namm.distillation.refining import Reading, RefineConfig, refine
-from namm.distillation.run import Progress, calibrate_on_longest, claim, digests, identify
+from namm.distillation.run import Progress, calibrate_on_longest, claim, digest, identify
 from namm.memory import NAMM
 from namm.tasks.documents import Document
 
@@ -55,15 +54,14 @@ def improve(
     count = -(-documents // len(sources))
     cut = [_cut(tokenizer, source, whole, count, f"{settings.seed} passages {n}") for n, source in enumerate(sources)]
     passages = [passage for turn in range(max(map(len, cut))) for passage in _at(cut, turn)][:documents]
-    start = hashlib.sha256(memory.flat.cpu().numpy().tobytes()).hexdigest()[:16]
     work = folder / "work"
     claim(
         work,
         {
             "model": identify(model),
-            "start": start,
+            "start": digest(memory.flat),
             "settings": asdict(settings),
-            "passages": digests(passages),
+            "passages": [digest(passage.ids) for passage in passages],
         },
     )
 

@@ -269,6 +269,7 @@ def refine(
     model.requires_grad_(False)
     work.mkdir(parents=True, exist_ok=True)
     low, high = (math.log(fraction) for fraction in settings.fractions)
+    read = 0
     for turn in range(settings.rounds):
         lessons: list[Lesson] = []
         for index in range(turn, len(passages), settings.rounds):
@@ -280,9 +281,8 @@ def refine(
                 save_atomically({"lessons": [asdict(lesson) for lesson in found], "reading": asdict(seen)}, file)
             stored = torch.load(file, weights_only=True)
             lessons += [Lesson(**lesson) for lesson in stored["lessons"]]
-            reading(
-                turn * len(passages) // settings.rounds + index // settings.rounds + 1, Reading(**stored["reading"])
-            )
+            read += 1
+            reading(read, Reading(**stored["reading"]))
 
         def report(step: int, loss: float, turn: int = turn) -> None:
             learning(turn, step, loss)

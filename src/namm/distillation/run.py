@@ -101,7 +101,7 @@ def distill(
             "model": identify(model),
             "memory": asdict(memory),
             "settings": asdict(settings),
-            "passages": digests(passages),
+            "passages": [digest(passage.ids) for passage in passages],
         },
     )
     first = max(1, round(settings.first * len(passages)))
@@ -173,20 +173,16 @@ def claim(work: Path, settings: dict[str, object]) -> None:
 
 
 def identify(model: PreTrainedModel) -> str:
-    return f"{type(model).__name__} {parameters_digest(model)}"
-
-
-def parameters_digest(model: PreTrainedModel) -> str:
-    """A fingerprint of a model's weights, from a few values of every parameter."""
+    """A model's class and a fingerprint of its weights, from a few values of every parameter."""
     seen = hashlib.sha256()
     for name, parameter in model.named_parameters():
         some = parameter.detach().flatten()[:: max(1, parameter.numel() // 8)][:8].float().cpu()
         seen.update(f"{name} {tuple(parameter.shape)} {some.tolist()}".encode())
-    return seen.hexdigest()[:16]
+    return f"{type(model).__name__} {seen.hexdigest()[:16]}"
 
 
-def digests(passages: Sequence[Passage]) -> list[str]:
-    return [hashlib.sha256(passage.ids.numpy().tobytes()).hexdigest()[:16] for passage in passages]
+def digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.cpu().numpy().tobytes()).hexdigest()[:16]
 
 
 def _load_samples(file: Path) -> list[Sample]:

@@ -20,8 +20,9 @@ from namm.spectrogram import compress
 
 FLOOR = 1e-5  # influence below this is nothing
 CHECKPOINT_EVERY = 100
-T = TypeVar("T")
 NEIGHBOURS = 200  # a batch is drawn from samples of about one length, so that padding is small
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
