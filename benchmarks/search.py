@@ -1,7 +1,8 @@
 """Evolution against random search from one start at equal numbers of candidates, over seeds, on test samples.
 
-python benchmarks/search.py OUT                    # the preset cpu-demo, three seeds; hours on two cores
-python benchmarks/search.py OUT --generations 4 --validation 4 --validate-every 4 --test 6    # an hour on one core
+python benchmarks/search.py OUT                        # search.toml beside this file, three seeds
+python benchmarks/search.py OUT --from scratch         # from a network that has learned nothing
+python benchmarks/search.py OUT --config cpu-demo      # a preset; hours on two cores
 
 Every run has its own folder in OUT; the same command again goes on where it stopped.
 """
@@ -17,7 +18,7 @@ from rich.table import Table
 
 import namm
 from namm.evaluation import mean_interval
-from namm.evolution import Evolution, SampleSource, read_config
+from namm.evolution import Evolution, SampleSource, read_config, starting_memory
 from namm.evolution.run import Tested
 from namm.evolution.workers import in_process
 
@@ -25,21 +26,21 @@ from namm.evolution.workers import in_process
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--config", default="cpu-demo", help="a preset or a .toml file")
+    parser.add_argument(
+        "--config", default=str(Path(__file__).with_name("search.toml")), help="a preset or a .toml file"
+    )
+    parser.add_argument("--from", dest="start", help="a memory or scratch, in place of the configuration's")
     parser.add_argument("--strategies", nargs="+", default=["cma-separable", "random"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--generations", type=int, help="at most so many in each stage")
-    for name in ("validation", "validate-every", "test"):
-        parser.add_argument(f"--{name}", type=int, help="in place of the configuration's")
     parser.add_argument("--device")
     arguments = parser.parse_args()
     config = read_config(arguments.config)
     if arguments.generations is not None:
         config = config.at_most(arguments.generations)
-    changes = {name: getattr(arguments, name) for name in ("validation", "validate_every", "test")}
-    config = replace(config, **{name: value for name, value in changes.items() if value is not None})
+    config = replace(config, start=arguments.start or config.start)
     model, tokenizer = namm.load_model(config.model, device=arguments.device)
-    memory = namm.NAMM.from_pretrained(config.start)
+    memory = starting_memory(config.start)
     scorer = in_process(model, tokenizer, memory)
     console = Console(width=120)
     found: dict[str, list[Tested]] = {}

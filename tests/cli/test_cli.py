@@ -107,11 +107,11 @@ def test_refine_makes_a_memory_from_a_distilled_one(document: Path, tmp_path: Pa
     small = ["--steps", "10", "--update-interval", "32", "--hidden", "8", "--ema", "0.9"]
     assert runner.invoke(app, ["distill", first, *texts, *small]).exit_code == 0
     document.write_text("To be, or not to be, that is the question. " * 60)
-    result = runner.invoke(app, ["refine", second, "--from", first, *texts, "--rounds", "1", "--steps", "5"])
+    result = runner.invoke(app, ["refine", second, "--from", first, *texts, "--bounds", "300", "--steps", "5"])
     assert result.exit_code == 0, result.output
     start, refined = NAMM.from_pretrained(first), NAMM.from_pretrained(second)
     assert not torch.equal(start.flat, refined.flat) and refined.config.kept == start.config.kept
-    result = runner.invoke(app, ["refine", second, "--from", first, *texts, "--rounds", "2", "--steps", "5"])
+    result = runner.invoke(app, ["refine", second, "--from", first, *texts, "--bounds", "300,100", "--steps", "5"])
     assert result.exit_code == 1 and "work of another" in result.stderr
 
 

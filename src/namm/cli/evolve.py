@@ -9,8 +9,17 @@ from rich.markup import escape
 
 from namm.cli import common
 from namm.cli.common import DeviceOption, console
-from namm.evolution import Evolution, EvolveConfig, Generation, Outcome, SampleSource, presets, read_config
-from namm.memory import NAMM, NAMMConfig
+from namm.evolution import (
+    Evolution,
+    EvolveConfig,
+    Generation,
+    Outcome,
+    SampleSource,
+    presets,
+    read_config,
+    starting_memory,
+)
+from namm.memory import NAMM
 
 
 def evolve(
@@ -82,13 +91,6 @@ def claim_folder(output: Path, resume: bool) -> Path:
     if resume and not journal.exists():
         raise ValueError(f"{output} holds no run to resume")
     return common.writable_folder(output)
-
-
-def starting_memory(start: str) -> NAMM:
-    """The start by its name; ``scratch`` is the network before any learning, with log features and two averages."""
-    if start != "scratch":
-        return NAMM.from_pretrained(start)
-    return NAMM(NAMMConfig(update_interval=256, ema=(0.99, 0.999), compression="log", state_dtype="bfloat16"))
 
 
 def _need_extra() -> None:

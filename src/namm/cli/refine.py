@@ -22,7 +22,12 @@ def refine(
     model: ModelOption = common.DEFAULT_MODEL,
     documents: Annotated[int, typer.Option(min=2, help="How many passages to read, in all rounds.")] = 108,
     lengths: Annotated[str, typer.Option(help="Their lengths in tokens, taken in turn.")] = "1280,1024,2048",
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of reading and learning.")] = 3,
+    bounds: Annotated[
+        str, typer.Option(help="For each round of reading and learning the most that a place counts for, in prices.")
+    ] = ",".join(f"{bound:g}" for bound in RefineConfig.bounds),
+    recall: Annotated[
+        float, typer.Option(min=0.0, help="Weight of answers and quotations beside the passage itself.")
+    ] = RefineConfig.recall,
     steps: Annotated[int, typer.Option(min=1, help="Steps of learning in each round.")] = 800,
     train_split: TrainSplitOption = False,
     library: LibraryOption = False,
@@ -32,8 +37,8 @@ def refine(
 ) -> None:
     """Make a memory better by what its own decisions cost the model: a backward pass for every passage."""
     with common.one_clear_error():
-        first, last = RefineConfig.bounds[0], RefineConfig.bounds[-1]
-        settings = RefineConfig(bounds=(first,) * (rounds - 1) + (last,), steps=steps, seed=seed)
+        limits = tuple(numbers(bounds, float, "--bounds"))
+        settings = RefineConfig(bounds=limits, recall=recall, steps=steps, seed=seed)
         memory = NAMM.from_pretrained(start)
         sources = sources_of(text, train_split, library)
         network, tokenizer = common.load(model, dtype, device)

@@ -53,7 +53,13 @@ def improve(
     whole = [max(2 * interval, length // interval * interval) for length in lengths]
     count = -(-documents // len(sources))
     cut = [_cut(tokenizer, source, whole, count, f"{settings.seed} passages {n}") for n, source in enumerate(sources)]
-    passages = [passage for turn in range(max(map(len, cut))) for passage in _at(cut, turn)][:documents]
+    dealt = [
+        (source[number], (number + place) % settings.rounds)  # so that every round reads every source
+        for number in range(max(map(len, cut)))
+        for place, source in enumerate(cut)
+        if number < len(source)
+    ][:documents]
+    passages, turns = [passage for passage, _ in dealt], [turn for _, turn in dealt]
     work = folder / "work"
     claim(
         work,
@@ -72,7 +78,9 @@ def improve(
     def learning(turn: int, step: int, loss: float) -> None:
         progress(Progress(f"learning ({turn + 1} of {settings.rounds})", step, settings.steps, f"loss {loss:.2f}"))
 
-    refined = refine(model, tokenizer, memory, passages, settings, work, reading=reading, learning=learning)
+    refined = refine(
+        model, tokenizer, memory, passages, settings, work, turns=turns, reading=reading, learning=learning
+    )
     long: list[Passage] = []
     for number, source in enumerate(sources):
         with suppress(ValueError):
@@ -87,7 +95,3 @@ def _cut(
     tokenizer: PreTrainedTokenizerBase, source: Sequence[Document], lengths: Sequence[int], count: int, seed: str
 ) -> list[Passage]:
     return cut_passages(tokenizer, source, lengths=lengths, count=count, facts=FACTS, rng=random.Random(seed))
-
-
-def _at(sources: Sequence[Sequence[Passage]], turn: int) -> list[Passage]:
-    return [source[turn] for source in sources if turn < len(source)]

@@ -248,6 +248,7 @@ def refine(
     settings: RefineConfig,
     work: Path,
     *,
+    turns: Sequence[int] | None = None,
     reading: Callable[[int, Reading], None] = lambda done, found: None,
     learning: Callable[[int, int, float], None] = lambda round, step, loss: None,
 ) -> NAMM:
@@ -258,13 +259,15 @@ def refine(
     Args:
         memory: calibrated, see `calibrate`.
         passages: each of at least two update intervals; every round reads its own.
+        turns: for each passage the round that reads it, from 0; None: in turn.
         work: a folder for what was found; a run that finds its own files there goes on from them.
         reading: called after each passage with their number. learning: with round, steps and loss.
 
     Raises:
         ValueError: if there are fewer passages than rounds.
     """
-    if len(passages) < settings.rounds:
+    turns = [index % settings.rounds for index in range(len(passages))] if turns is None else turns
+    if set(turns) != set(range(settings.rounds)):
         raise ValueError(f"{len(passages)} passages are not enough for {settings.rounds} rounds")
     model.requires_grad_(False)
     work.mkdir(parents=True, exist_ok=True)
@@ -272,7 +275,7 @@ def refine(
     read = 0
     for turn in range(settings.rounds):
         lessons: list[Lesson] = []
-        for index in range(turn, len(passages), settings.rounds):
+        for index in (index for index, reader in enumerate(turns) if reader == turn):
             file = work / f"lessons-{index:04d}.pt"
             if not file.exists():
                 rng = random.Random(f"{settings.seed} read {index}")

@@ -3,6 +3,7 @@
 from namm.evolution.config import EvolveConfig, Stage, presets, read_config
 from namm.evolution.run import Evolution, Generation, Outcome
 from namm.evolution.samples import SampleSource
+from namm.evolution.space import starting_memory
 
 __all__ = [
     "Evolution",
@@ -13,4 +14,5 @@ __all__ = [
     "Stage",
     "presets",
     "read_config",
+    "starting_memory",
 ]

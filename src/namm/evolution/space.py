@@ -1,4 +1,4 @@
-"""Which parameters evolve: from the few numbers a strategy moves to a memory's flat vector."""
+"""Where a search begins, and which parameters evolve: from the numbers a strategy moves to a memory's flat vector."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from namm.memory import NAMM
+from namm.memory import NAMM, NAMMConfig
 from namm.network import unflatten
+
+
+def starting_memory(name: str) -> NAMM:
+    """The memory by its name; ``scratch`` is the network before any learning, with log features and two averages."""
+    if name != "scratch":
+        return NAMM.from_pretrained(name)
+    return NAMM(NAMMConfig(update_interval=256, ema=(0.99, 0.999), compression="log", state_dtype="bfloat16"))
 
 
 @dataclass(frozen=True)
