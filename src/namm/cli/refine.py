@@ -12,6 +12,8 @@ from namm.cli.distill import LibraryOption, TextOption, TrainSplitOption, number
 from namm.distillation import Progress, RefineConfig, improve
 from namm.memory import NAMM
 
+BOUNDS = ",".join(f"{bound:g}" for bound in RefineConfig.bounds)
+
 
 def refine(
     output: Annotated[Path, typer.Argument(help="Folder for the memory; the same command again resumes.")],
@@ -24,7 +26,7 @@ def refine(
     lengths: Annotated[str, typer.Option(help="Their lengths in tokens, taken in turn.")] = "1280,1024,2048",
     bounds: Annotated[
         str, typer.Option(help="For each round of reading and learning the most that a place counts for, in prices.")
-    ] = ",".join(f"{bound:g}" for bound in RefineConfig.bounds),
+    ] = BOUNDS,
     recall: Annotated[
         float, typer.Option(min=0.0, help="Weight of answers and quotations beside the passage itself.")
     ] = RefineConfig.recall,
