@@ -10,8 +10,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from namm.distillation.lessons import Reading
 from namm.distillation.passages import Passage, cut_passages
-from namm.distillation.refining import Reading, RefineConfig, refine
+from namm.distillation.refining import RefineConfig, refine
 from namm.distillation.run import Progress, calibrate_on_longest, claim, digest, identify
 from namm.memory import NAMM
 from namm.tasks.documents import Document

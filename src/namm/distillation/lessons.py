@@ -1,0 +1,151 @@
+"""What a memory's decisions about a passage were worth: it is read under the memory and under the full cache."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from namm.cache import layer_kinds
+from namm.distillation.gated import IMPLEMENTATION, Decision, Rollout
+from namm.distillation.passages import Passage
+from namm.memory import NAMM
+from namm.spectrogram import AGE_FEATURES, NORM_FLOOR
+
+QUESTIONS = 5  # asked of a passage
+QUOTE, CUE = 80, 16  # tokens of the passage to be quoted after it, and those of them that are given
+SHARE = 0.4  # of the heads at each update is learned from
+SINK = 0.02  # mean attention from which on a token stays as it is: what attention rests on has no first-order credit
+
+
+@dataclass(frozen=True)
+class Exam:
+    """A passage and what comes after it.
+
+    Attributes:
+        ids: ``[1, tokens]``, a passage of whole update intervals, then questions, answers and a quotation.
+        passage: tokens of the passage.
+        recalled: positions of answers and quoted tokens in `ids`.
+    """
+
+    ids: Tensor
+    passage: int
+    recalled: list[int]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One head at one update.
+
+    Attributes:
+        features: ``[tokens, features]`` float16. scores: ``[tokens]``, as the decision was made by.
+        worth: ``[tokens]``, nats that a token's place saved, a block.
+        sinks: ``[tokens]`` bool, see `SINK`.
+    """
+
+    features: Tensor
+    scores: Tensor
+    worth: Tensor
+    sinks: Tensor
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one passage found: divergences from the full cache, nats a token, and the fraction kept."""
+
+    passage: float
+    recall: float
+    kept: float
+
+
+def make_exam(passage: Passage, tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> Exam:
+    """Ask for some of a passage's facts, and quote some of it."""
+    tokens = passage.ids.shape[1]
+
+    def encode(text: str) -> list[int]:
+        found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
+
+    asked = rng.sample(passage.facts, min(QUESTIONS, len(passage.facts)))
+    parts = [(encode("\n\n" + fact.question), encode(fact.answer)) for fact in asked]
+    begin = rng.randrange(max(1, tokens - QUOTE))
+    quote: list[int] = passage.ids[0, begin : begin + QUOTE].tolist()
+    parts.insert(rng.randint(0, len(parts)), (encode("\n\n") + quote[:CUE], quote[CUE:]))
+    ids: list[int] = passage.ids[0].tolist()
+    recalled: list[int] = []
+    for given, wanted in parts:
+        ids += given
+        recalled += range(len(ids), len(ids) + len(wanted))
+        ids += wanted
+    return Exam(torch.tensor([ids]), tokens, recalled)
+
+
+def examine(
+    model: PreTrainedModel,
+    memory: NAMM,
+    exam: Exam,
+    fraction: float,
+    *,
+    scored: int,
+    recall: float,
+    rng: random.Random,
+) -> tuple[list[Lesson], Reading]:
+    """Read a passage under the memory and under the full cache, and find what the memory's decisions were worth.
+
+    The model's parameters must not require gradients.
+
+    Args:
+        fraction: aimed at. scored, recall: see `RefineConfig`.
+    """
+    model.set_attn_implementation(IMPLEMENTATION)
+    ids, interval = exam.ids.to(model.device), memory.config.update_interval
+    inside = sorted(rng.sample(range(interval, exam.passage), min(scored, exam.passage - interval)))
+    before = torch.tensor(inside + exam.recalled, device=model.device) - 1
+    with torch.no_grad():
+        wanted = model(ids, use_cache=False, logits_to_keep=before).logits[0].float().log_softmax(-1)
+    types, _ = layer_kinds(model.config, type(model).__name__)
+    rollout = Rollout(
+        memory.to(model.device),
+        [memory.offset_for(fraction, interval * (block + 1)) for block in range(ids.shape[1] // interval)],
+        frozenset(index for index, kind in enumerate(types) if kind == "full_attention"),
+    )
+    embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
+    logits = model(inputs_embeds=embedded, use_cache=False, logits_to_keep=before, rollout=rollout).logits[0]
+    divergence = (wanted.exp() * (wanted - logits.float().log_softmax(-1))).sum(-1)
+    passage, recalled = divergence[: len(inside)].mean(), divergence[len(inside) :].mean()
+    (passage + recall * recalled).backward()
+    lessons = [
+        lesson
+        for decision in rollout.decisions
+        if decision.block < exam.passage // interval
+        for lesson in _lessons(memory, decision)
+        if rng.random() < SHARE
+    ]
+    return lessons, Reading(passage.item(), recalled.item(), rollout.kept)
+
+
+def _lessons(memory: NAMM, decision: Decision) -> list[Lesson]:
+    assert decision.credit is not None and decision.blocks is not None
+    found = []
+    for head, tokens in enumerate(decision.tokens):
+        real = tokens >= 0
+        worth = -(decision.credit[head] / decision.blocks[head].clamp_min(1))[real]
+        worth[-1] = 0  # the newest stays in any case
+        features = decision.features[head][real].cpu()
+        sinks = attention_received(memory, features) > SINK
+        found.append(Lesson(features.half(), decision.scores[head][real].cpu(), worth.cpu(), sinks))
+    return found
+
+
+def attention_received(memory: NAMM, features: Tensor) -> Tensor:
+    """``[tokens]``, mean over queries, as the first moving average of the features knows it.
+
+    Bin 0 of a frame is the sum of attention under the window, and a periodic Hann window sums to half its length.
+    """
+    magnitude = features[:, AGE_FEATURES]
+    if memory.config.normalised:
+        magnitude = magnitude * memory.variance[0].sqrt().clamp_min(NORM_FLOOR) + memory.mean[0]
+    return (magnitude.exp() if memory.config.compression == "log" else magnitude) / (memory.config.window / 2)
