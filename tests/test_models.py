@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import namm.gguf
 import namm.models
 from namm.models import ModelNotFoundError, load_model
 from namm.precision import fast_dtype
@@ -102,13 +103,13 @@ def gguf_file(tmp_path, original):
 def conversions(monkeypatch):
     """The list of folders that a GGUF file was converted to."""
     calls = []
-    convert = namm.models._convert
+    convert = namm.gguf._convert
 
     def spy(pieces, dtype, folder):
         calls.append(folder)
         convert(pieces, dtype, folder)
 
-    monkeypatch.setattr(namm.models, "_convert", spy)
+    monkeypatch.setattr(namm.gguf, "_convert", spy)
     return calls
 
 
@@ -209,11 +210,11 @@ def spoil_the_config(copy: Path):
 
 
 def spoil_the_manifest(copy: Path):
-    (copy / namm.models.MANIFEST).write_text("[]")
+    (copy / namm.gguf.MANIFEST).write_text("[]")
 
 
 def empty_the_manifest(copy: Path):
-    (copy / namm.models.MANIFEST).write_text("{}")
+    (copy / namm.gguf.MANIFEST).write_text("{}")
 
 
 def empty(copy: Path):
@@ -238,17 +239,17 @@ def test_damaged_copy_is_built_anew(damage, gguf_file, conversions, cache):
 
 
 def test_interrupted_conversion_leaves_no_copy(gguf_file, monkeypatch, cache):
-    convert = namm.models._convert
+    convert = namm.gguf._convert
 
     def die_half_way(pieces, dtype, folder):
         convert(pieces, dtype, folder)
         (folder / "model.safetensors").unlink()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(namm.models, "_convert", die_half_way)
+    monkeypatch.setattr(namm.gguf, "_convert", die_half_way)
     with pytest.raises(KeyboardInterrupt):
         load_model(gguf_file)
-    monkeypatch.setattr(namm.models, "_convert", convert)
+    monkeypatch.setattr(namm.gguf, "_convert", convert)
     load_model(gguf_file)
     assert (the_copy(cache) / "model.safetensors").is_file()
 
@@ -295,9 +296,9 @@ def test_cache_folder(own, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("NAMM_CACHE", own) if own else monkeypatch.delenv("NAMM_CACHE")
-    assert namm.models._cache_folder() == tmp_path / ("own" if own else ".cache/namm")
+    assert namm.gguf._cache_folder() == tmp_path / ("own" if own else ".cache/namm")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert namm.models._cache_folder() == tmp_path / ("own" if own else "xdg/namm")
+    assert namm.gguf._cache_folder() == tmp_path / ("own" if own else "xdg/namm")
 
 
 def test_embedded_model_in_pieces(gguf_file, tmp_path, monkeypatch, tiny):
