@@ -9,16 +9,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from namm.attention import (
-    IMPLEMENTATION,
-    HandedTensor,
-    Logits,
-    UnsupportedModelError,
-    attend,
-    attend_exactly,
-    log_normaliser,
-    replay,
-)
+from namm.attention import IMPLEMENTATION, HandedTensor, UnsupportedModelError
+from namm.logits import Logits, attend, attend_exactly, log_normaliser, replay
 from namm.padding import PaddingMask
 from namm.policies.base import Head, Policy
 from namm.row import Row
