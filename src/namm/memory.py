@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
@@ -194,9 +195,12 @@ class NAMM:
         tensors = unflatten(self.flat.detach().cpu(), self.config.features, self.config.hidden)
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         tensors |= {"normalisation.mean": self.mean.cpu(), "normalisation.variance": self.variance.cpu()}
-        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         config = {"model_type": "namm"} | asdict(self.config)
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        partial = [folder / f"{name}.partial" for name in (WEIGHTS_FILE, CONFIG_FILE)]
+        save_file(tensors, partial[0], metadata={"format": "pt"})
+        partial[1].write_text(json.dumps(config, indent=2) + "\n")
+        for path in partial:
+            os.replace(path, path.with_suffix(""))
         if card is not None:
             (folder / CARD_FILE).write_text(card)
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from refined import CONFIG, passages
+from refined import CONFIG, middling, passages
 
 from namm import NAMM
-from namm.distillation.lessons import attention_received, make_exam
+from namm.distillation.gated import Decision
+from namm.distillation.lessons import attention_received, examine, lessons_of, make_exam
 from namm.spectrogram import update_spectrogram
 
 
@@ -29,3 +30,28 @@ def test_attention_is_read_off_the_features() -> None:
         spectrogram = update_spectrogram(spectrogram, signal, CONFIG.spectrogram)
     features = memory.features(spectrogram, torch.arange(4, -1, -1))
     assert attention_received(memory, features) == pytest.approx(torch.full((5,), 0.03), rel=1e-3)
+
+
+def test_a_place_is_worth_what_it_saved_a_block() -> None:
+    features = torch.zeros(2, 4, CONFIG.features)
+    features[..., 8] = -9.0  # hardly any attention
+    tokens = torch.tensor([[0, 1, 2, 3], [-1, -1, 1, 3]])
+    credit, blocks = torch.tensor([[-6.0, 2.0, 0.0, 0.0]] * 2), torch.tensor([[3.0, 1.0, 0.0, 0.0]] * 2)
+    first, second = lessons_of(NAMM(CONFIG), Decision(0, features, torch.zeros(2, 4), tokens, credit, blocks))
+    assert first.worth.tolist() == [2.0, -2.0, 0.0, 0.0] and not first.sinks.any()
+    assert len(second.scores) == len(second.worth) == 2, "padding is no token"
+
+
+def test_what_is_recalled_counts_as_much_as_it_is_told_to(reader, characters) -> None:
+    reader.requires_grad_(False)
+    (passage,) = passages(1, tokens=160)
+    exam = make_exam(passage, characters, random.Random(0))
+
+    def worths(recall: float) -> torch.Tensor:
+        found, _ = examine(reader, middling(), exam, 0.4, scored=60, recall=recall, rng=random.Random(0))
+        assert found and all(len(lesson.worth) <= 128 for lesson in found), "nothing is taught after the last block"
+        return torch.cat([lesson.worth for lesson in found])
+
+    without, some, more = worths(0.0), worths(1.0), worths(2.0)
+    assert (without != 0).float().mean() > 0.8, "also the last decision that teaches has a block to be judged by"
+    assert not torch.allclose(without, some) and torch.allclose(more - some, some - without, atol=1e-6)

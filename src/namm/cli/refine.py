@@ -10,7 +10,7 @@ from namm.cli import common
 from namm.cli.common import DEFAULT_MEMORY, DeviceOption, DtypeOption, ModelOption, console
 from namm.cli.distill import LibraryOption, TextOption, TrainSplitOption, numbers, sources_of
 from namm.distillation import Progress, RefineConfig, improve
-from namm.memory import NAMM
+from namm.memory import NAMM, find_memory
 
 BOUNDS = ",".join(f"{bound:g}" for bound in RefineConfig.bounds)
 
@@ -42,6 +42,8 @@ def refine(
         limits = tuple(numbers(bounds, float, "--bounds"))
         settings = RefineConfig(bounds=limits, recall=recall, steps=steps, seed=seed)
         memory = NAMM.from_pretrained(start)
+        if find_memory(start).resolve() == output.resolve():
+            raise ValueError(f"{output} is the memory to begin with: name another folder for the result")
         sources = sources_of(text, train_split, library)
         network, tokenizer = common.load(model, dtype, device)
         with common.stage_bars() as bars:

@@ -39,7 +39,7 @@ class Decision:
         tokens: ``[heads, tokens]`` positions; -1: padding.
         credit: ``[heads, tokens]``, set by the backward pass: loss with the token less loss without it, summed over
             the later blocks in which it is there if it stays (or in which it is missed if it goes).
-        blocks: ``[heads, tokens]`` float, how many those are.
+        blocks: ``[heads, tokens]`` float, how many those are; one that was cut short counts for its share.
     """
 
     block: int
@@ -64,6 +64,13 @@ class Rollout:
     offsets: Sequence[float]
     layers: frozenset[int]
     decisions: list[Decision] = field(default_factory=list)
+    _placed: dict[torch.device, NAMM] = field(default_factory=dict, repr=False)
+
+    def on(self, device: torch.device) -> NAMM:
+        """The memory on a layer's device; a model may be spread over several."""
+        if device not in self._placed:
+            self._placed[device] = self.memory.to(device)
+        return self._placed[device]
 
     @property
     def kept(self) -> float:
@@ -140,8 +147,8 @@ class GatedAttention(torch.autograd.Function):
                 there = kept[h, :stop].nonzero().squeeze(-1)
                 signal = torch.cat([tail[h, :, :stop], attention]).index_select(1, there)
                 averages[h, there] = update_spectrogram(averages[h, there], signal, spectrogram)
-                tail[h, :, :stop] = attention[-carry:]
-                seen.append((there, rollout.memory.features(averages[h, there], there[-1] - there)))
+                tail[h, :, :stop] = attention[len(attention) - carry :]
+                seen.append((there, rollout.on(key.device).features(averages[h, there], there[-1] - there)))
             if deciding:
                 decision = _decide(rollout, block, seen)
                 for h in range(heads):
@@ -184,7 +191,7 @@ class GatedAttention(torch.autograd.Function):
                 to_value[h, :stop] += (probabilities.to(came.dtype).T @ came).float()
             credits.append(credit)
         for decision in decisions:
-            decision.credit, decision.blocks = _later(decision, credits, present)
+            decision.credit, decision.blocks = _later(decision, credits, present, interval)
         return to_query, to_key.to(key.dtype), to_value.to(value.dtype), None, None
 
 
@@ -201,18 +208,20 @@ def _decide(rollout: Rollout, block: int, seen: Sequence[tuple[Tensor, Tensor]])
     """Score the heads of a layer at once."""
     features = padded([found for _, found in seen])
     tokens = padded([there + 1 for there, _ in seen]) - 1  # padding is -1
-    return Decision(block, features, rollout.memory.scores(features) + rollout.offsets[block], tokens)
+    return Decision(block, features, rollout.on(features.device).scores(features) + rollout.offsets[block], tokens)
 
 
-def _later(decision: Decision, credits: Sequence[Tensor], present: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _later(
+    decision: Decision, credits: Sequence[Tensor], present: Sequence[Tensor], interval: int
+) -> tuple[Tensor, Tensor]:
     """Credit in later blocks, and their number: of a token that stayed, while it was there; of one that went, all."""
     stayed = decision.scores >= 0
     at = decision.tokens.clamp_min(0)
     total, blocks = torch.zeros(2, *decision.scores.shape, device=at.device)
-    for credit, there in zip(credits[decision.block + 1 :], present[decision.block + 1 :], strict=True):
-        counts = there.gather(1, at) == stayed
-        total += credit.gather(1, at) * counts
-        blocks += counts
+    for block in range(decision.block + 1, len(present)):
+        counts = present[block].gather(1, at) == stayed
+        total += credits[block].gather(1, at) * counts
+        blocks += counts * (present[block].shape[1] / interval - block)
     return total, blocks
 
 

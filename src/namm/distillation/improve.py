@@ -51,7 +51,7 @@ def improve(
     folder, interval = Path(folder), memory.config.update_interval
     if not memory.config.calibration:
         raise ValueError("only a calibrated memory can be refined, such as `namm distill` makes")
-    whole = [max(2 * interval, length // interval * interval) for length in lengths]
+    whole = [max(3 * interval, length // interval * interval) for length in lengths]
     count = -(-documents // len(sources))
     cut = [_cut(tokenizer, source, whole, count, f"{settings.seed} passages {n}") for n, source in enumerate(sources)]
     dealt = [
@@ -61,14 +61,20 @@ def improve(
         if number < len(source)
     ][:documents]
     passages, turns = [passage for passage, _ in dealt], [turn for _, turn in dealt]
+    if len(set(turns)) < settings.rounds:  # few passages: every round needs one
+        turns = [number % settings.rounds for number in range(len(passages))]
+    if len(passages) < settings.rounds:
+        raise ValueError(f"{len(passages)} passages are not enough for {settings.rounds} rounds")
     work = folder / "work"
     claim(
         work,
         {
             "model": identify(model),
-            "start": digest(memory.flat),
+            "dtype": str(model.dtype),
+            "start": [digest(part) for part in (memory.flat, memory.mean, memory.variance)],
+            "memory": asdict(memory.config),
             "settings": asdict(settings),
-            "passages": [digest(passage.ids) for passage in passages],
+            "passages": [[digest(passage.ids), turn] for passage, turn in zip(passages, turns, strict=True)],
         },
     )
 

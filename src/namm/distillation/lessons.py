@@ -19,6 +19,7 @@ QUESTIONS = 5  # asked of a passage
 QUOTE, CUE = 80, 16  # tokens of the passage to be quoted after it, and those of them that are given
 SHARE = 0.4  # of the heads at each update is learned from
 SINK = 0.02  # mean attention from which on a token stays as it is: what attention rests on has no first-order credit
+SHARES = 5  # times an equal share of attention, where heads hold so few tokens that this is more
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Lesson:
 
     Attributes:
         features: ``[tokens, features]`` float16. scores: ``[tokens]``, as the decision was made by.
-        worth: ``[tokens]``, nats that a token's place saved, a block.
+        worth: ``[tokens]``, nats that a token's place saved, a block; of the newest, which stays in any case, nothing.
         sinks: ``[tokens]`` bool, see `SINK`.
     """
 
@@ -71,7 +72,7 @@ def make_exam(passage: Passage, tokenizer: PreTrainedTokenizerBase, rng: random.
 
     asked = rng.sample(passage.facts, min(QUESTIONS, len(passage.facts)))
     parts = [(encode("\n\n" + fact.question), encode(fact.answer)) for fact in asked]
-    begin = rng.randrange(max(1, tokens - QUOTE))
+    begin = rng.randrange(1, max(2, tokens - QUOTE))  # a text may begin with a token of its own
     quote: list[int] = passage.ids[0, begin : begin + QUOTE].tolist()
     parts.insert(rng.randint(0, len(parts)), (encode("\n\n") + quote[:CUE], quote[CUE:]))
     ids: list[int] = passage.ids[0].tolist()
@@ -108,7 +109,7 @@ def examine(
         wanted = model(ids, use_cache=False, logits_to_keep=before).logits[0].float().log_softmax(-1)
     types, _ = layer_kinds(model.config, type(model).__name__)
     rollout = Rollout(
-        memory.to(model.device),
+        memory,
         [memory.offset_for(fraction, interval * (block + 1)) for block in range(ids.shape[1] // interval)],
         frozenset(index for index, kind in enumerate(types) if kind == "full_attention"),
     )
@@ -116,36 +117,38 @@ def examine(
     logits = model(inputs_embeds=embedded, use_cache=False, logits_to_keep=before, rollout=rollout).logits[0]
     divergence = (wanted.exp() * (wanted - logits.float().log_softmax(-1))).sum(-1)
     passage, recalled = divergence[: len(inside)].mean(), divergence[len(inside) :].mean()
-    (passage + recall * recalled).backward()
+    # a sum over blocks, as the answers are: a place is worth the same in passages of any length
+    ((exam.passage / interval - 1) * passage + recall * recalled).backward()
     lessons = [
         lesson
         for decision in rollout.decisions
-        if decision.block < exam.passage // interval
-        for lesson in _lessons(memory, decision)
+        if decision.block < exam.passage // interval - 1  # after the last, only what is recalled would count
+        for lesson in lessons_of(memory, decision)
         if rng.random() < SHARE
     ]
     return lessons, Reading(passage.item(), recalled.item(), rollout.kept)
 
 
-def _lessons(memory: NAMM, decision: Decision) -> list[Lesson]:
+def lessons_of(memory: NAMM, decision: Decision) -> list[Lesson]:
     assert decision.credit is not None and decision.blocks is not None
     found = []
     for head, tokens in enumerate(decision.tokens):
         real = tokens >= 0
         worth = -(decision.credit[head] / decision.blocks[head].clamp_min(1))[real]
-        worth[-1] = 0  # the newest stays in any case
         features = decision.features[head][real].cpu()
-        sinks = attention_received(memory, features) > SINK
+        sinks = attention_received(memory, features) > max(SINK, SHARES / len(features))
         found.append(Lesson(features.half(), decision.scores[head][real].cpu(), worth.cpu(), sinks))
     return found
 
 
 def attention_received(memory: NAMM, features: Tensor) -> Tensor:
-    """``[tokens]``, mean over queries, as the first moving average of the features knows it.
+    """``[tokens]``, mean over queries, as the fastest moving average of the features knows it.
 
     Bin 0 of a frame is the sum of attention under the window, and a periodic Hann window sums to half its length.
     """
-    magnitude = features[:, AGE_FEATURES]
-    if memory.config.normalised:
-        magnitude = magnitude * memory.variance[0].sqrt().clamp_min(NORM_FLOOR) + memory.mean[0]
-    return (magnitude.exp() if memory.config.compression == "log" else magnitude) / (memory.config.window / 2)
+    config = memory.config
+    first = min(range(len(config.ema)), key=lambda average: config.ema[average]) * config.spectrogram.bins
+    magnitude = features[:, AGE_FEATURES + first]
+    if config.normalised:
+        magnitude = magnitude * memory.variance[first].sqrt().clamp_min(NORM_FLOOR) + memory.mean[first]
+    return (magnitude.exp() if config.compression == "log" else magnitude) / (config.window / 2)

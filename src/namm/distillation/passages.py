@@ -17,7 +17,10 @@ CHARACTERS_PER_TOKEN = 8  # more than any text needs, to cut before tokenising
 
 @dataclass(frozen=True)
 class Passage:
-    """A piece of a document, ``ids`` ``[1, tokens]``, and the facts that were hidden in it."""
+    """A piece of a document, ``ids`` ``[1, tokens]``, and the facts that were hidden in it.
+
+    It begins as the tokenizer begins a text, with a BOS token for many models.
+    """
 
     name: str
     ids: Tensor
@@ -46,15 +49,13 @@ def cut_passages(
     order = list(documents)
     rng.shuffle(order)
     passages: list[Passage] = []
-    for document, number in _rounds(order, rng, count * 4):
+    for document, number in _rounds(order, rng, max(count * 4, len(order))):
         if len(passages) == count:
             break
         length = lengths[len(passages) % len(lengths)]
         text = document.text[number : number + length * CHARACTERS_PER_TOKEN]
         hidden, known = hide_facts(text, max(1, length // facts), rng) if facts else (text, [])
-        plain, ids = (
-            tokenizer(t, return_tensors="pt", add_special_tokens=False).input_ids[:, :length] for t in (text, hidden)
-        )
+        plain, ids = (tokenizer(t, return_tensors="pt").input_ids[:, :length] for t in (text, hidden))
         if plain.shape[1] == ids.shape[1] == length:
             whole = tokenizer.decode(ids[0])
             passages.append(Passage(document.name, ids, [fact for fact in known if fact.statement in whole]))

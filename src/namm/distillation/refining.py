@@ -24,6 +24,7 @@ from namm.distillation.train import Training, draw, padded, save_atomically
 from namm.memory import NAMM
 from namm.network import token_scores, unflatten
 
+BEYOND = 0.1  # share of verdicts at the bound from which on a price means nothing
 HOLD = 10.0  # times the weight of any other token, so that attention sinks stay as they are
 
 
@@ -37,8 +38,8 @@ class RefineConfig:
             most of a text needs. Each round has its share of the passages.
         fractions: aimed at while passages are read, anything between these two, so that the memory serves all sizes.
         scored: tokens of a passage whose divergence is looked at.
-        recall: weight of the divergence on answers and quotations (which most tokens do nothing for) beside that on the
-            passage itself.
+        recall: weight of the mean divergence on answers and quotations (which most tokens do nothing for) beside that
+            of a block of the passage.
         stride: how far a score is moved for one price that a place was worth.
         steps, batch, learning_rate: Adam in each round.
         seed: of everything random.
@@ -47,7 +48,7 @@ class RefineConfig:
     bounds: tuple[float, ...] = (300.0, 300.0, 100.0)
     fractions: tuple[float, float] = (0.15, 0.4)
     scored: int = 384
-    recall: float = 0.1
+    recall: float = 1.0
     stride: float = 0.4
     steps: int = 800
     batch: int = 12
@@ -67,21 +68,37 @@ class RefineConfig:
 
 
 def price_of(lessons: Sequence[Lesson], bound: float) -> float:
-    """The price at which the verdicts on tokens near the threshold add up to nothing.
+    """The highest price at which the verdicts on tokens near the threshold add up to nothing.
 
     Raises:
-        ValueError: if no price does that: what was kept did more harm than good.
+        ValueError: if no price does that, or one so low that many verdicts are beyond the bound: what was kept did more
+            harm than good.
     """
     worth = torch.cat([lesson.worth for lesson in lessons])
-    near = torch.cat([~lesson.sinks / (1 + lesson.scores.square()) for lesson in lessons])
-    low, high = -30.0, 5.0  # of its logarithm
-    for _ in range(40):
-        middle = (low + high) / 2
-        total = float((near * _verdict(worth, math.exp(middle), bound)).sum())
-        low, high = (middle, high) if total > 0 else (low, middle)
-    if low == -30.0:
-        raise ValueError("the tokens near the threshold were worth nothing: refine on more passages, or in float32")
-    return math.exp(low)
+    near = torch.cat([~lesson.sinks * _learned_from(lesson) / (1 + lesson.scores.square()) for lesson in lessons])
+    if not torch.isfinite(worth).all():
+        raise ValueError("what decisions were worth is NaN or infinite: try another dtype")
+
+    def surplus(logarithm: float) -> float:
+        return float((near * _verdict(worth, math.exp(logarithm), bound)).sum())
+
+    low = next((step / 4 for step in range(20, -121, -1) if surplus(step / 4) > 0), None)
+    if low is not None:
+        high = low + 0.25
+        for _ in range(20):
+            middle = (low + high) / 2
+            low, high = (middle, high) if surplus(middle) > 0 else (low, middle)
+        price = math.exp(low)
+        if float(near[(worth / price - 1).abs() >= bound].sum()) < BEYOND * float(near.sum()):
+            return price
+    raise ValueError("the tokens near the threshold were worth nothing: refine on more passages, or in float32")
+
+
+def _learned_from(lesson: Lesson) -> Tensor:
+    """``[tokens]`` bool: all but the newest, on which nothing is decided."""
+    counts = torch.ones_like(lesson.sinks)
+    counts[-1] = False
+    return counts
 
 
 def _verdict(worth: Tensor, price: float, bound: float) -> Tensor:
@@ -106,7 +123,12 @@ def learn(
         batch = draw(ordered, settings.batch, random.Random(f"{settings.seed} learn {step}"))
         features = padded([lesson.features.float() for lesson in batch])
         moves = padded([settings.stride * _verdict(lesson.worth, price, bound) * ~lesson.sinks for lesson in batch])
-        weight = padded([torch.where(lesson.sinks, HOLD, 1.0) / (len(batch) * len(lesson.scores)) for lesson in batch])
+        weight = padded(
+            [
+                torch.where(lesson.sinks, HOLD, 1.0) * _learned_from(lesson) / (len(batch) * len(lesson.scores))
+                for lesson in batch
+            ]
+        )
         moved = token_scores(features, unflatten(training.flat, config.features, config.hidden), config.heads)
         with torch.no_grad():
             wanted = token_scores(features, start, config.heads) + moves
@@ -132,17 +154,19 @@ def refine(
 
     Args:
         memory: calibrated, see `calibrate`.
-        passages: each of at least two update intervals; every round reads its own.
+        passages: each of whole update intervals, at least three; every round reads its own.
         turns: for each passage the round that reads it, from 0; None: in turn.
         work: a folder for what was found; a run that finds its own files there goes on from them.
         reading: called after each passage with their number. learning: with round, steps and loss.
 
     Raises:
-        ValueError: if there are fewer passages than rounds.
+        ValueError: if there are fewer passages than rounds, or one is too short.
     """
     turns = [index % settings.rounds for index in range(len(passages))] if turns is None else turns
     if set(turns) != set(range(settings.rounds)):
         raise ValueError(f"{len(passages)} passages are not enough for {settings.rounds} rounds")
+    if any(passage.ids.shape[1] < 3 * memory.config.update_interval for passage in passages):
+        raise ValueError(f"a passage needs three update intervals of {memory.config.update_interval} tokens")
     model.requires_grad_(False)
     work.mkdir(parents=True, exist_ok=True)
     low, high = (math.log(fraction) for fraction in settings.fractions)

@@ -103,8 +103,9 @@ class Training:
         self.flat = start.detach().clone().requires_grad_()
         self.steps, self.done, self.checkpoint, self._running = steps, 0, checkpoint, 0.0
         self._optimizer = torch.optim.Adam([self.flat], lr=learning_rate)
+        warm = max(0.1, 2 / (steps + 1))  # at least a step
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self._optimizer, learning_rate, total_steps=steps + 1, pct_start=0.1
+            self._optimizer, learning_rate, total_steps=steps + 1, pct_start=min(warm, 0.9)
         )
         if checkpoint is not None and checkpoint.exists():
             state = torch.load(checkpoint, weights_only=True)
