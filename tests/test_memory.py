@@ -34,6 +34,18 @@ def test_saving_and_loading_is_exact(saved: Path) -> None:
     assert (saved / "README.md").read_text() == "# A card\n"
 
 
+def test_a_save_that_fails_leaves_the_old_memory(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = NAMM.from_pretrained(saved)
+
+    def full(self: Path, text: str) -> int:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="no space"):
+        NAMM(CONFIG).save_pretrained(saved)
+    assert torch.equal(NAMM.from_pretrained(saved).flat, old.flat)
+
+
 def test_flat_parameters_are_a_copy_and_load_back() -> None:
     memory = NAMM()
     vector = memory.flat_parameters()

@@ -113,6 +113,9 @@ def test_refine_makes_a_memory_from_a_distilled_one(document: Path, tmp_path: Pa
     assert not torch.equal(start.flat, refined.flat) and refined.config.kept == start.config.kept
     result = runner.invoke(app, ["refine", second, "--from", first, *texts, "--bounds", "300,100", "--steps", "5"])
     assert result.exit_code == 1 and "work of another" in result.stderr
+    result = runner.invoke(app, ["refine", first, "--from", first, *texts])
+    assert result.exit_code == 1 and "name another folder" in result.stderr
+    assert torch.equal(NAMM.from_pretrained(first).flat, start.flat)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,13 @@ def test_learning_raises_the_scores_of_what_was_worth_its_place() -> None:
     assert float(moved[:, 10:].mean() - moved[:, :10].mean()) > 0.1
 
 
+@pytest.mark.parametrize("steps", [1, 2, 9, 19])
+def test_few_steps_are_learned_too(steps: int) -> None:
+    done: list[int] = []
+    learn(middling(), lessons(20), RefineConfig(steps=steps), 300.0, lambda step, loss: done.append(step))
+    assert done == list(range(1, steps + 1))
+
+
 SETTINGS = RefineConfig(bounds=(300.0, 100.0), steps=120, batch=3, scored=20, fractions=(0.2, 0.6))
 
 
@@ -108,6 +115,8 @@ def test_refining_resumes_to_the_same_parameters(reader, characters, tmp_path: P
 def test_too_few_passages_and_bad_settings_are_refused(reader, characters, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="1 passages are not enough for 2 rounds"):
         refine(reader, characters, middling(), passages(1), SETTINGS, tmp_path)
+    with pytest.raises(ValueError, match="three update intervals"):
+        refine(reader, characters, middling(), passages(4, tokens=80), SETTINGS, tmp_path)
     for values in ({"bounds": ()}, {"fractions": (0.5, 0.1)}, {"stride": 0.0}):
         with pytest.raises(ValueError, match="bad settings"):
             RefineConfig(**values)  # type: ignore[arg-type]
