@@ -1,7 +1,7 @@
 """Evolution against random search from one start at equal numbers of candidates, over seeds, on test samples.
 
 python benchmarks/search.py OUT                        # search.toml beside this file, three seeds
-python benchmarks/search.py OUT --from scratch         # from a network that has learned nothing
+python benchmarks/search.py OUT --config benchmarks/search-scratch.toml    # from a network that has learned nothing
 python benchmarks/search.py OUT --config cpu-demo      # a preset; hours on two cores
 
 Every run has its own folder in OUT; the same command again goes on where it stopped.
@@ -29,7 +29,6 @@ def main() -> None:
     parser.add_argument(
         "--config", default=str(Path(__file__).with_name("search.toml")), help="a preset or a .toml file"
     )
-    parser.add_argument("--from", dest="start", help="a memory or scratch, in place of the configuration's")
     parser.add_argument("--strategies", nargs="+", default=["cma-separable", "random"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--generations", type=int, help="at most so many in each stage")
@@ -38,7 +37,6 @@ def main() -> None:
     config = read_config(arguments.config)
     if arguments.generations is not None:
         config = config.at_most(arguments.generations)
-    config = replace(config, start=arguments.start or config.start)
     model, tokenizer = namm.load_model(config.model, device=arguments.device)
     memory = starting_memory(config.start)
     scorer = in_process(model, tokenizer, memory)
