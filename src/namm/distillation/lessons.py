@@ -18,7 +18,7 @@ from namm.spectrogram import AGE_FEATURES, NORM_FLOOR
 QUESTIONS = 5  # asked of a passage
 QUOTE, CUE = 80, 16  # tokens of the passage to be quoted after it, and those of them that are given
 SHARE = 0.4  # of the heads at each update is learned from
-SINK = 0.02  # mean attention from which on a token stays as it is: what attention rests on has no first-order credit
+SINK = 0.02  # mean attention from which on a token should stay: the credit of what attention rests on is noise
 SHARES = 5  # times an equal share of attention, where heads hold so few tokens that this is more
 
 

@@ -25,7 +25,8 @@ from namm.memory import NAMM
 from namm.network import token_scores, unflatten
 
 BEYOND = 0.1  # share of verdicts at the bound from which on a price means nothing
-HOLD = 10.0  # times the weight of any other token, so that attention sinks stay as they are
+HOLD = 10.0  # weight of attention sinks, times that of any other token
+SAFE = 1.0  # score that a sink is raised to: where one is lost, a document is
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,12 @@ def price_of(lessons: Sequence[Lesson], bound: float) -> float:
     raise ValueError("the tokens near the threshold were worth nothing: refine on more passages, or in float32")
 
 
+def _moves(lesson: Lesson, price: float, bound: float, stride: float) -> Tensor:
+    """``[tokens]``, how far scores are to move: sinks up to `SAFE`, others by what their place was worth."""
+    lift = (SAFE - lesson.scores).clamp_min(0)
+    return torch.where(lesson.sinks, lift, stride * _verdict(lesson.worth, price, bound))
+
+
 def _learned_from(lesson: Lesson) -> Tensor:
     """``[tokens]`` bool: all but the newest, on which nothing is decided."""
     counts = torch.ones_like(lesson.sinks)
@@ -122,7 +129,7 @@ def learn(
     for step in training.left():
         batch = draw(ordered, settings.batch, random.Random(f"{settings.seed} learn {step}"))
         features = padded([lesson.features.float() for lesson in batch])
-        moves = padded([settings.stride * _verdict(lesson.worth, price, bound) * ~lesson.sinks for lesson in batch])
+        moves = padded([_moves(lesson, price, bound, settings.stride) for lesson in batch])
         weight = padded(
             [
                 torch.where(lesson.sinks, HOLD, 1.0) * _learned_from(lesson) / (len(batch) * len(lesson.scores))
