@@ -26,7 +26,7 @@ from namm.network import token_scores, unflatten
 
 BEYOND = 0.1  # share of verdicts at the bound from which on a price means nothing
 HOLD = 10.0  # weight of attention sinks, times that of any other token
-SAFE = 1.0  # score that a sink is raised to: where one is lost, a document is
+SAFE = 4.0  # score that a sink is raised to, more than offsets take away: where one is lost, a document is
 
 
 @dataclass(frozen=True)
