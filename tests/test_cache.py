@@ -188,8 +188,28 @@ def test_answers_of_the_wrong_form_are_named(tiny: PreTrainedModel, ids: Tensor)
         def keep(self, head):
             return head.positions
 
-    with pytest.raises(TypeError, match=r"bool tensor \[256\]"):
+    class NoTensor(Policy):
+        def keep(self, head):
+            return [True] * head.tokens
+
+    with pytest.raises(
+        TypeError, match=r"Wrong must answer with a bool tensor \[256\], .* not with torch.int32 \[256\]"
+    ):
         run(tiny, ids, MemoryCache(tiny, Wrong()), [])
+    with pytest.raises(TypeError, match=r"NoTensor must answer .* not with list"):
+        run(tiny, ids, MemoryCache(tiny, NoTensor()), [])
+
+
+def test_stats_say_what_is_not_decided_on_yet(tiny: PreTrainedModel, ids: Tensor) -> None:
+    cache = MemoryCache(tiny, Streaming(0.5, update_interval=64))
+    run(tiny, ids, cache, [])
+    fresh = ids.shape[1] % 64
+    assert cache.stats().undecided == (fresh,) and f"{fresh} of them not decided on yet" in str(cache.stats())
+    cache.settle()
+    assert cache.stats().undecided == (0,) and "not decided" not in str(cache.stats())
+    whole = MemoryCache(tiny, Full())
+    run(tiny, ids, whole, [])
+    assert whole.stats().undecided == (0,)
 
 
 def test_the_model_stays_usable_with_other_caches(tiny: PreTrainedModel, ids: Tensor) -> None:

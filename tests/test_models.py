@@ -433,3 +433,8 @@ def test_prose_is_long_enough():
     assert all(len(text.split()) > 3500 for text in texts)
     assert len({text[:200] for text in texts}) == len(texts)
     assert json.dumps(texts).count("Gutenberg") == 0
+
+
+def test_a_name_that_is_nearly_an_embedded_one_does_not_go_to_the_hub() -> None:
+    with pytest.raises(ModelNotFoundError, match="did you mean 'smollm2-135m'"):
+        load_model("smollm2-135")

@@ -83,6 +83,8 @@ def test_every_packaged_configuration_can_be_planned(name: str) -> None:
 
 def test_what_is_no_configuration_is_named(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelNotFoundError, match=r"there is no file 'nowhere\.json'"):
+        plan("nowhere.json", SHIPPED)
     with pytest.raises(ModelNotFoundError, match=r"no configuration of 'no/where'.*meta-llama-3-70b"):
         plan("no/where", SHIPPED)
     broken = tmp_path / "config.json"

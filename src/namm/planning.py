@@ -130,6 +130,8 @@ def read_config(model: str) -> PretrainedConfig:
     elif model in packaged_configs():
         text = resources.files("namm").joinpath("data", "configs", f"{model}.json").read_text(encoding="utf-8")
         source = model
+    elif path.suffix == ".json":
+        raise ModelNotFoundError(f"there is no file {model!r}")
     else:
         try:
             return AutoConfig.from_pretrained(model)

@@ -17,6 +17,7 @@ class CacheStats:
 
     Attributes:
         seen: real tokens seen, for each batch row.
+        undecided: of these, how many came since the last decision, and are all kept.
         kept: tokens kept, ``kept[layer][row][head]``; one entry for each layer that forgets.
         layers: index in the model of each of those layers.
         kv_bytes: keys and values of the layers that forget.
@@ -28,6 +29,7 @@ class CacheStats:
     """
 
     seen: tuple[int, ...]
+    undecided: tuple[int, ...]
     kept: tuple[tuple[tuple[int, ...], ...], ...]
     layers: tuple[int, ...]
     kv_bytes: int
@@ -68,8 +70,9 @@ class CacheStats:
             f"{size / 2**20:.1f}"
             for size in (self.held_bytes, self.kv_bytes, self.state_bytes, self.query_bytes, self.full_bytes)
         )
+        fresh = f", {'/'.join(map(str, self.undecided))} of them not decided on yet" if any(self.undecided) else ""
         return (
-            f"seen {seen} tokens, kept {self.kept_tokens:.0f} ({self.kept_fraction:.1%}); holds {held} MiB "
+            f"seen {seen} tokens, kept {self.kept_tokens:.0f} ({self.kept_fraction:.1%}{fresh}); holds {held} MiB "
             f"(K and V {kv}, state {state}, queries {queries}) of {full} MiB for a full cache"
         )
 
@@ -81,6 +84,7 @@ def collect(layers: Sequence[object]) -> CacheStats:
     width = [sum(_token_bytes(row.store.columns[name]) for name in ("keys", "values")) for row in rows]
     return CacheStats(
         seen=tuple(row.seen for row in forgetting[0].rows) if forgetting else (),
+        undecided=tuple(forgetting[0].undecided(row) for row in forgetting[0].rows) if forgetting else (),
         kept=tuple(tuple(tuple(row.store.lengths) for row in layer.rows) for layer in forgetting),
         layers=tuple(layer.index for layer in forgetting),
         kv_bytes=sum(row.store.nbytes("keys", "values") for row in rows),

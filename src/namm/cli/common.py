@@ -34,7 +34,12 @@ ModelOption = Annotated[str, typer.Option("--model", help="Embedded model, hub i
 MemoryOption = Annotated[str, typer.Option("--memory", help="Shipped memory, folder or hub id.")]
 KeptOption = Annotated[
     float | None,
-    typer.Option("--kept", min=0.01, max=1.0, help="Aim at this kept fraction (else the memory's own choice)."),
+    typer.Option(
+        "--kept",
+        min=0.01,
+        max=1.0,
+        help="Aim at this kept fraction, for shipped memories 0.125 to 0.5 (else the memory's own choice).",
+    ),
 ]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16 or float32.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="Where the model runs, for example cuda.")]
@@ -71,6 +76,8 @@ def read_text(file: Path) -> str:
     """
     try:
         text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"{file}: no such file") from None
     except UnicodeDecodeError:
         raise ValueError(f"{file} is not UTF-8 text") from None
     if not text.strip():

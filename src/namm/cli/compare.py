@@ -10,6 +10,7 @@ import typer
 from namm.cli import common
 from namm.cli.common import DeviceOption, DtypeOption, JsonOption, KeptOption, MemoryOption, ModelOption
 from namm.memory import NAMM
+from namm.policies import NAMMPolicy
 from namm.tasks import packaged_prose
 
 
@@ -28,6 +29,7 @@ def compare(
     with common.one_clear_error():
         text = common.read_text(file) if file else packaged_prose("demo")[0].text
         own = NAMM.from_pretrained(memory)
+        NAMMPolicy(own, kept=kept)  # refuse what it can't aim at before the model is loaded
         network, tokenizer = common.load(model, dtype, device)
         ids = tokenizer(text, return_tensors="pt").input_ids[:, :tokens]
         rows = common.run_comparison(network, ids, own, kept, tail)

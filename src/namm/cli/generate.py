@@ -24,6 +24,9 @@ def generate(
     memory: MemoryOption = common.DEFAULT_MEMORY,
     policy: Annotated[str, typer.Option(help="namm, full, streaming, h2o, l2, tova, snapkv or random.")] = "namm",
     kept: KeptOption = None,
+    offset: Annotated[
+        float | None, typer.Option(help="In place of --kept: added to the memory's scores; larger keeps more.")
+    ] = None,
     budget: Annotated[
         float | None,
         typer.Option(min=0.0, help="Of a hand-designed rule: a fraction up to 1 (default 0.25), or tokens."),
@@ -39,7 +42,7 @@ def generate(
         text = "\n\n".join(part for part in parts if part)
         if not text.strip():
             raise ValueError("the prompt is empty: give --prompt, or --file with or without --question")
-        rule = _policy(policy, memory, kept, budget)
+        rule = _policy(policy, memory, kept, offset, budget)
         network, tokenizer = common.load(model, dtype, device)
         ids = tokenizer(text, return_tensors="pt").input_ids.to(network.device)
         cache, clock = MemoryCache(network, rule), Clock()
@@ -51,15 +54,20 @@ def generate(
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=tokenizer.eos_token_id or 0,
-                streamer=None if as_json else TextStreamer(tokenizer, skip_prompt=True),
+                streamer=None if as_json else TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
                 stopping_criteria=[clock],
             )
         stats, new = cache.stats(), output.shape[1] - ids.shape[1]
+        answer = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+        if not answer.strip():
+            common.errors.print(
+                "the model answered nothing (--policy full shows whether it would with everything kept)"
+            )
         prefill = ids.shape[1] / clock.prefill
         decode = (new - 1) / clock.decode if new > 1 else None
         if as_json:
             summary = {
-                "text": tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True),
+                "text": answer,
                 "policy": policy,
                 "prompt_tokens": ids.shape[1],
                 "new_tokens": new,
@@ -77,13 +85,13 @@ def generate(
             console.print(speed, highlight=False)
 
 
-def _policy(name: str, memory: str, kept: float | None, budget: float | None) -> Policy:
-    if kept is not None and name != "namm":
-        raise ValueError(f"--kept is the memory's; {name!r} takes --budget")
+def _policy(name: str, memory: str, kept: float | None, offset: float | None, budget: float | None) -> Policy:
+    if (kept is not None or offset is not None) and name != "namm":
+        raise ValueError(f"--kept and --offset are the memory's; {name!r} takes --budget")
     if budget is not None and name not in BUDGETED:
         raise ValueError(f"--budget is for {', '.join(BUDGETED)}; {name!r} does not take one (namm takes --kept)")
     if name == "namm":
-        return NAMMPolicy(NAMM.from_pretrained(memory), kept=kept)
+        return NAMMPolicy(NAMM.from_pretrained(memory), kept=kept, offset=offset)
     if name == "full":
         return Full()
     if name not in BUDGETED:

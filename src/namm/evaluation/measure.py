@@ -51,7 +51,8 @@ class Answer:
 def tail_loss(model: PreTrainedModel, ids: Tensor, policy: Policy, tail: int = 256) -> Tail:
     """Prefill all but the last `tail` tokens under a policy, then score the tail, teacher-forced.
 
-    The tail's own tokens come in one call and are seen by the policy like any others.
+    The policy decides once more where the tail begins (`MemoryCache.settle`), so that a budget holds there. The tail's
+    own tokens come in one call and are seen by the policy like any others.
 
     Args:
         ids: ``[1, tokens]`` with more than ``tail + 1`` tokens.
@@ -66,6 +67,7 @@ def tail_loss(model: PreTrainedModel, ids: Tensor, policy: Policy, tail: int = 2
     cache = MemoryCache(model, policy)
     started = time.perf_counter()
     last = model(ids[:, :context], past_key_values=cache, logits_to_keep=1).logits
+    cache.settle()
     _synchronise(ids)
     seconds = time.perf_counter() - started
     stats = cache.stats()
