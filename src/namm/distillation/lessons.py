@@ -43,7 +43,7 @@ class Lesson:
 
     Attributes:
         features: ``[tokens, features]`` float16. scores: ``[tokens]``, as the decision was made by.
-        worth: ``[tokens]``, nats that a token's place saved, a block; of the newest, which stays in any case, nothing.
+        worth: ``[tokens]``, nats that a token's place saved, a block; the newest, which stays anyway, teaches nothing.
         sinks: ``[tokens]`` bool, see `SINK`.
     """
 
