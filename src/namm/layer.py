@@ -133,7 +133,7 @@ class MemoryLayer(CacheLayerMixin):
                 if done[b] == lengths[b]:
                     continue
                 left = lengths[b] - done[b]
-                span = slice(done[b], done[b] + (min(left, row.updated + interval - row.seen) if interval else left))
+                span = slice(done[b], done[b] + (min(left, interval - row.fresh) if interval else left))
                 done[b] = span.stop
                 outputs[b][:, span], heads = self._advance(
                     row, b, queries[b][:, span], keys[b][:, span], values[b][:, span], logits
@@ -152,7 +152,7 @@ class MemoryLayer(CacheLayerMixin):
         interval = policy.update_interval
         row.store.append(keys, values, torch.arange(row.seen, row.seen + new, device=keys.device))
         row.seen += new
-        at_update = row.seen - row.updated == interval
+        at_update = row.fresh == interval
         whole_block = new == interval
         if interval is not None and policy.queries != 0 and not whole_block:
             row.remember(query, policy.queries)
@@ -193,7 +193,7 @@ class MemoryLayer(CacheLayerMixin):
         policy, store = self.policy, row.store
         group = watched.shape[0] // store.heads
         own = slice(h * group, (h + 1) * group)
-        head = Head(self.index, index, h, store.head(h), row.seen, row.seen - row.updated)
+        head = Head(self.index, index, h, store.head(h), row.seen, row.fresh)
         normaliser = None
         if watched.shape[1]:
             if record is None:
@@ -225,7 +225,7 @@ class MemoryLayer(CacheLayerMixin):
             return
         updates = []
         for index, row in enumerate(self.rows):
-            if row.seen - row.updated >= max(1, policy.smallest_block):
+            if row.fresh >= max(1, policy.smallest_block):
                 watched = self._watched(row.recall())
                 observed = [self._observe(row, index, h, watched, logits, None) for h in range(row.store.heads)]
                 updates.append((row, self._end_block(row, watched, observed)))
@@ -260,7 +260,7 @@ class MemoryLayer(CacheLayerMixin):
         """
         carry, keys, tokens = self.policy.carry, row.store.segment(head, "keys"), row.store.lengths[head]
         if row.carried is not None and row.carried_normalisers is not None:
-            old = tokens - (row.seen - row.updated)
+            old = tokens - row.fresh
             earlier = record[..., :carry, :old]
             replay(row.carried[own], row.carried_normalisers[own], keys, logits, earlier)
             asked = torch.arange(row.updated - carry, row.updated, device=keys.device)
@@ -311,14 +311,14 @@ class MemoryLayer(CacheLayerMixin):
 
     def undecided(self, row: Row) -> int:
         """Tokens of a row since the last decision; none where the policy decides nothing."""
-        return row.seen - row.updated if self.policy.update_interval is not None else 0
+        return row.fresh if self.policy.update_interval is not None else 0
 
     def check(self) -> None:
         """Raises AssertionError where an invariant of the layer does not hold."""
         interval = self.policy.update_interval
         for row in self.rows:
             row.store.check()
-            fresh = row.seen - row.updated
+            fresh = row.fresh
             unfinished = fresh if interval and self.policy.queries != 0 else 0
             limit = self.policy.queries
             assert row.pending >= min(unfinished, limit or unfinished), f"{row.pending} queries held of {unfinished}"

@@ -31,6 +31,11 @@ class Row:
     carried: Tensor | None = None
     carried_normalisers: Tensor | None = None
 
+    @property
+    def fresh(self) -> int:
+        """Tokens since the last update."""
+        return self.seen - self.updated
+
     def remember(self, query: Tensor, limit: int | None) -> None:
         """Append queries ``[query heads, n, width]``, keeping the newest `limit`."""
         if self.pending + query.shape[1] > self.queries.shape[1]:
