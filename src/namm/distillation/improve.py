@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from namm.distillation.lessons import Reading
 from namm.distillation.passages import Passage, cut_passages
-from namm.distillation.refining import RefineConfig, refine
+from namm.distillation.refining import RefineConfig, in_turn, refine
 from namm.distillation.run import Progress, calibrate_on_longest, claim, digest, identify
 from namm.memory import NAMM
 from namm.tasks.documents import Document
@@ -62,9 +62,7 @@ def improve(
     ][:documents]
     passages, turns = [passage for passage, _ in dealt], [turn for _, turn in dealt]
     if len(set(turns)) < settings.rounds:  # few passages: every round needs one
-        turns = [number % settings.rounds for number in range(len(passages))]
-    if len(passages) < settings.rounds:
-        raise ValueError(f"{len(passages)} passages are not enough for {settings.rounds} rounds")
+        turns = in_turn(len(passages), settings.rounds)
     work = folder / "work"
     claim(
         work,

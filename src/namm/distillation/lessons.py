@@ -130,6 +130,7 @@ def examine(
 
 
 def lessons_of(memory: NAMM, decision: Decision) -> list[Lesson]:
+    """A decision's heads as lessons, once the backward pass has filled in its credit."""
     assert decision.credit is not None and decision.blocks is not None
     found = []
     for head, tokens in enumerate(decision.tokens):

@@ -143,6 +143,17 @@ def learn(
     return replace(memory, flat=training.flat.detach())
 
 
+def in_turn(passages: int, rounds: int) -> list[int]:
+    """For each passage the round that reads it, one after the other.
+
+    Raises:
+        ValueError: if there are fewer passages than rounds.
+    """
+    if passages < rounds:
+        raise ValueError(f"{passages} passages are not enough for {rounds} rounds")
+    return [index % rounds for index in range(passages)]
+
+
 def refine(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -162,16 +173,16 @@ def refine(
     Args:
         memory: calibrated, see `calibrate`.
         passages: each of whole update intervals, at least three; every round reads its own.
-        turns: for each passage the round that reads it, from 0; None: in turn.
+        turns: for each passage the round that reads it, from 0, every round at least one; None: see `in_turn`.
         work: a folder for what was found; a run that finds its own files there goes on from them.
         reading: called after each passage with their number. learning: with round, steps and loss.
 
     Raises:
-        ValueError: if there are fewer passages than rounds, or one is too short.
+        ValueError: if a round has no passage, or a passage is too short.
     """
-    turns = [index % settings.rounds for index in range(len(passages))] if turns is None else turns
+    turns = in_turn(len(passages), settings.rounds) if turns is None else turns
     if set(turns) != set(range(settings.rounds)):
-        raise ValueError(f"{len(passages)} passages are not enough for {settings.rounds} rounds")
+        raise ValueError(f"each of {settings.rounds} rounds needs a passage, not only {sorted(set(turns))}")
     if any(passage.ids.shape[1] < 3 * memory.config.update_interval for passage in passages):
         raise ValueError(f"a passage needs three update intervals of {memory.config.update_interval} tokens")
     model.requires_grad_(False)
