@@ -26,9 +26,9 @@ from rich.table import Table
 
 import namm
 from namm.evaluation import answer_score, mean_interval, tail_loss
-from namm.evaluation.policies import make_policy
-from namm.journal import Journal, Row
 from namm.policies import BUDGETED, Full, Policy
+from namm.policies.names import make_policy
+from namm.support.journal import Journal, Row
 from namm.tasks import Document, heldout_documents, read_documents
 from namm.tasks.registry import GENERATORS
 

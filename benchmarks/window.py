@@ -18,10 +18,10 @@ from rich.table import Table
 
 import namm
 from namm.evaluation import tail_loss
-from namm.evaluation.plots import pyplot
-from namm.journal import Journal
+from namm.models.rope import extend_window
 from namm.policies import Full, NAMMPolicy
-from namm.rope import extend_window
+from namm.support.journal import Journal
+from namm.support.plotting import pyplot
 from namm.tasks import packaged_prose, read_documents
 
 

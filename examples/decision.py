@@ -31,10 +31,10 @@ from transformers import DecisionTransformerConfig, DecisionTransformerModel
 import namm
 from namm.decision import DecisionAgent, run_episode
 from namm.evaluation import mean_interval
-from namm.evaluation.plots import pyplot
-from namm.evaluation.policies import make_policy
-from namm.journal import Journal, Row
 from namm.policies import Streaming
+from namm.policies.names import make_policy
+from namm.support.journal import Journal, Row
+from namm.support.plotting import pyplot
 
 SCALE = 1000.0  # of returns
 KINDS = ("action", "return to go", "state")

@@ -24,9 +24,9 @@ from transformers import LlavaNextVideoConfig, LlavaNextVideoForConditionalGener
 
 import namm
 from namm.evaluation import mean_interval
-from namm.evaluation.plots import pyplot
-from namm.evaluation.policies import make_policy
-from namm.journal import Journal, Row
+from namm.policies.names import make_policy
+from namm.support.journal import Journal, Row
+from namm.support.plotting import pyplot
 
 SIDE, PER_FRAME = 32, 4  # pixels of a frame's side; tokens of a frame
 NEWS = 4  # frames at the beginning of a scene that count as news

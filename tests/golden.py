@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from namm import NAMM, NAMMConfig
-from namm.network import token_outputs, unflatten
+from namm.memory.network import token_outputs, unflatten
+from namm.memory.spectrogram import stft_magnitudes
 from namm.policies import Head, NAMMPolicy
-from namm.spectrogram import stft_magnitudes
 
 SMALL = Path(__file__).parent / "data" / "golden_small.npz"
 

@@ -7,7 +7,7 @@ import random
 import torch
 
 from namm import NAMM, NAMMConfig
-from namm.distillation import Passage
+from namm.learning import Passage
 from namm.tasks.facts import random_fact
 
 CONFIG = NAMMConfig(

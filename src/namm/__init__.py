@@ -1,14 +1,13 @@
 """Neural attention memory models for transformers: a KV cache that forgets, and really frees what it forgot."""
 
 from namm import policies
-from namm.attention import UnsupportedModelError
 from namm.cache import MemoryCache
+from namm.cache.handover import UnsupportedModelError
+from namm.cache.stats import CacheStats
 from namm.inspection import Inspection, inspect
 from namm.memory import NAMM, MemoryFileError, NAMMConfig
 from namm.models import ModelNotFoundError, load_model
-from namm.stats import CacheStats
-
-__version__ = "0.1.0"
+from namm.support.version import VERSION as __version__
 
 __all__ = [
     "NAMM",

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from namm.cache import layer_kinds
 from namm.memory import NAMMConfig
 from namm.models import ModelNotFoundError
-from namm.storage import SEGMENT, round_up
+from namm.support.tensors import SEGMENT, round_up
 
 LONGEST = 2**30  # tokens; no context is planned beyond
 

@@ -8,12 +8,12 @@ import pytest
 
 from namm import NAMM, NAMMConfig
 from namm.evaluation.benchmarks.base import Question, Request, SkippedTaskError, Task
-from namm.evaluation.metrics import LIKELIHOOD
 from namm.evaluation.plots import plot_grid, plot_scores
-from namm.evaluation.policies import POLICIES
 from namm.evaluation.run import EvalConfig, Evaluation, score_of
 from namm.evaluation.table import AVERAGE, lines, markdown
-from namm.journal import Journal
+from namm.policies.names import POLICIES
+from namm.support.journal import Journal
+from namm.tasks.metrics import LIKELIHOOD
 
 MEMORY = NAMM(NAMMConfig(update_interval=32, calibration=((0.1, 512, -5.0), (0.9, 512, 5.0)), kept=0.5))
 TEXT = "To be, or not to be, that is the question. "

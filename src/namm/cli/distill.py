@@ -8,8 +8,8 @@ from rich.markup import escape
 
 from namm.cli import common
 from namm.cli.common import DeviceOption, DtypeOption, ModelOption, console
-from namm.distillation import DistillConfig, Progress, TrainConfig
-from namm.distillation import distill as run
+from namm.learning import DistillConfig, Progress, TrainConfig
+from namm.learning import distill as run
 from namm.memory import NAMMConfig
 from namm.tasks import Document, read_documents, split_documents, standard_library_documents
 

@@ -10,13 +10,13 @@ from namm.cli import common
 from namm.cli.common import DeviceOption, DtypeOption, MemoryOption, console
 from namm.evaluation.benchmarks.base import Request
 from namm.evaluation.plots import plot_grid, plot_scores
-from namm.evaluation.policies import POLICIES
 from namm.evaluation.run import EvalConfig, Evaluation
 from namm.evaluation.suites import SUITES, TASKS, find_tasks
 from namm.evaluation.table import HEADINGS, cells, lines, markdown
-from namm.journal import Journal, Row
 from namm.memory import NAMM
-from namm.rope import extend_window
+from namm.models.rope import extend_window
+from namm.policies.names import POLICIES
+from namm.support.journal import Journal, Row
 from namm.tasks import heldout_documents, read_documents
 
 RESULTS = "results.jsonl"

@@ -10,11 +10,11 @@ import typer
 
 from namm.cli import common
 from namm.cli.common import DeviceOption, DtypeOption, KeptOption, ModelOption
-from namm.evaluation.policies import check_policies, make_policy
-from namm.evaluation.table import markdown_table
 from namm.inspection import Inspection, class_shares, inspect, plot_classes, save_report, token_classes
 from namm.inspection.table import HEADINGS, cells
 from namm.memory import NAMM
+from namm.policies.names import check_policies, make_policy
+from namm.support.plotting import markdown_table
 from namm.tasks import Document, heldout_documents, packaged_prose, read_documents
 from namm.tasks.documents import CODE_SUFFIXES, PROSE_SUFFIXES, Kind, cut_documents
 

@@ -9,7 +9,7 @@ from rich.markup import escape
 from namm.cli import common
 from namm.cli.common import DEFAULT_MEMORY, DeviceOption, DtypeOption, ModelOption, console
 from namm.cli.distill import LibraryOption, TextOption, TrainSplitOption, numbers, sources_of
-from namm.distillation import Progress, RefineConfig, improve
+from namm.learning import Progress, RefineConfig, improve
 from namm.memory import NAMM, find_memory
 
 BOUNDS = ",".join(f"{bound:g}" for bound in RefineConfig.bounds)

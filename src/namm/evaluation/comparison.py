@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from namm.evaluation.measure import Tail, tail_loss
-from namm.evaluation.policies import make_policy
 from namm.memory import NAMM
 from namm.policies import BUDGETED, Policy
+from namm.policies.names import make_policy
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,10 @@ except ImportError:
     raise ImportError("the harness needs lm-eval: pip install 'namm[harness]'") from None
 
 from namm.cache import MemoryCache
-from namm.evaluation.policies import check_policies, make_policy
 from namm.memory import NAMM
 from namm.models import load_model
 from namm.policies import Policy
+from namm.policies.names import check_policies, make_policy
 
 SCORING = frozenset(
     [

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from namm.evaluation.table import AVERAGE, Line
-from namm.journal import Row
+from namm.support.journal import Row
+from namm.support.plotting import pyplot
 
 _MARKERS = "osD^vPX*"
 
@@ -76,19 +76,3 @@ def plot_grid(rows: Sequence[Row], path: Path) -> bool:
 def _mean(rows: Sequence[Row], depth: float, length: float) -> float:
     scores = [row["score"] for row in rows if row["place"] == {"depth": depth, "length": length}]
     return sum(scores) / len(scores) if scores else float("nan")
-
-
-def pyplot() -> Any:
-    """matplotlib's, drawing to files only.
-
-    Raises:
-        ImportError: saying how to install it.
-    """
-    try:
-        import matplotlib
-    except ImportError:
-        raise ImportError("plots need matplotlib: pip install 'namm[eval]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plots
-
-    return plots

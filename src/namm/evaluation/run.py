@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import namm
 from namm.evaluation.answering import Prompt, Reply, reply
 from namm.evaluation.benchmarks.base import Question, Request, SkippedTaskError, Task
-from namm.evaluation.metrics import LIKELIHOOD, METRICS
-from namm.evaluation.policies import check_policies, make_policy
-from namm.journal import Journal, Row
 from namm.memory import NAMM
+from namm.policies.names import check_policies, make_policy
+from namm.support.journal import Journal, Row
+from namm.support.version import VERSION
+from namm.tasks.metrics import LIKELIHOOD, METRICS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,7 +29,7 @@ class EvalConfig:
 
     Attributes:
         model, memory: their names, as the user gave them.
-        policies: of `namm.evaluation.policies.POLICIES`.
+        policies: of `namm.policies.names.POLICIES`.
         budgets: fractions to keep. The memory aims at each; what it really kept of a sample is what the hand-designed
             rules may keep of that sample (without the memory among the policies: the fraction itself).
         question_seen: decide what to keep after the question instead of before it.
@@ -174,7 +174,7 @@ class Evaluation:
             name: getattr(self.config, name) for name in ("model", "memory", "question_seen", "window", "rope_factor")
         }
         return described | {
-            "version": namm.__version__,
+            "version": VERSION,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.model.device.type,
             "task": task.name,

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from namm.evaluation.interval import mean_interval
-from namm.journal import Row
+from namm.support.journal import Row
+from namm.support.plotting import markdown_table
+from namm.support.statistics import mean_interval
 
 AVERAGE = "average"
 
@@ -108,13 +109,6 @@ def cells(line: Line) -> tuple[str, ...]:
         number(line.relative),
         number(line.seconds, ".1f"),
     )
-
-
-def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Rows of texts as a Markdown table."""
-    ruled = ["| " + " | ".join(row) + " |" for row in (headings, *rows)]
-    ruled.insert(1, "|" + " --- |" * len(headings))
-    return "\n".join(ruled) + "\n"
 
 
 def markdown(found: Sequence[Line]) -> str:

@@ -10,9 +10,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from namm.evaluation.metrics import LIKELIHOOD, METRICS
 from namm.evolution.space import SPACES
 from namm.evolution.strategy import STRATEGIES
+from namm.tasks.metrics import LIKELIHOOD, METRICS
 from namm.tasks.registry import check_task
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from namm.evaluation.metrics import LIKELIHOOD, METRICS
 from namm.evolution.population import PopulationPolicy, recall
 from namm.memory import NAMM
 from namm.policies import Full, Policy
 from namm.tasks import Sample
+from namm.tasks.metrics import LIKELIHOOD, METRICS
 
 
 @dataclass(frozen=True)

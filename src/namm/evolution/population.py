@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from namm.cache import MemoryCache
-from namm.network import token_scores, unflatten
+from namm.memory.network import token_scores, unflatten
 from namm.policies import NAMMPolicy
 from namm.policies.base import Head, Policy
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from namm.evaluation.plots import pyplot
 from namm.evolution.config import EvolveConfig
 from namm.evolution.run import Generation, Outcome, Tested
+from namm.support.plotting import pyplot
 
 
 def write_events(history: Sequence[Generation], folder: Path) -> None:

@@ -20,8 +20,8 @@ from namm.evolution.samples import SampleSource
 from namm.evolution.space import SPACES
 from namm.evolution.strategy import make_strategy
 from namm.evolution.workers import Map
-from namm.journal import Journal
 from namm.memory import NAMM
+from namm.support.journal import Journal
 from namm.tasks import Sample
 
 JOURNAL = "journal.jsonl"

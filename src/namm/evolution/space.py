@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from namm.memory import NAMM, NAMMConfig
-from namm.network import unflatten
+from namm.memory.network import unflatten
 
 
 def starting_memory(name: str) -> NAMM:

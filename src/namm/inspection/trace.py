@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from namm.cache import MemoryCache
+from namm.cache.stats import CacheStats
 from namm.memory import NAMM
 from namm.policies import NAMMPolicy, Policy
 from namm.policies.base import Head
-from namm.stats import CacheStats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

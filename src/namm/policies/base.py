@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from namm.storage import Column
+from namm.support.tensors import Column
 
 
 @dataclass

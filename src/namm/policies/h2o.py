@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from namm.policies.base import BudgetPolicy, Head, top
-from namm.reductions import column_sum
-from namm.storage import Column
+from namm.support.tensors import Column, column_sum
 
 
 @dataclass

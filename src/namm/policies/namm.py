@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from namm.memory import NAMM
+from namm.memory.spectrogram import update_spectrogram
 from namm.policies.base import Head, Policy, check_budget, tokens_within, top
-from namm.spectrogram import update_spectrogram
-from namm.storage import Column
+from namm.support.tensors import Column
 
 
 @dataclass

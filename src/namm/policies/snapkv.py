@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from namm.policies.base import BudgetPolicy, Head, top
-from namm.reductions import column_sum
+from namm.support.tensors import column_sum
 
 
 @dataclass

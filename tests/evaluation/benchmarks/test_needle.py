@@ -6,8 +6,8 @@ import pytest
 
 from namm.evaluation.benchmarks.base import Request, SkippedTaskError
 from namm.evaluation.benchmarks.needle import DEPTHS, NEEDLE
-from namm.evaluation.metrics import METRICS
 from namm.tasks import Document, packaged_prose
+from namm.tasks.metrics import METRICS
 from namm.tasks.text import sentences_of
 
 

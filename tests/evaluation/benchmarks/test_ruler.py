@@ -13,8 +13,8 @@ import pytest
 from namm.evaluation.benchmarks.base import Request, SkippedTaskError
 from namm.evaluation.benchmarks.ruler import RULER
 from namm.evaluation.benchmarks.ruler_forms import Form, Maker, fill
-from namm.evaluation.metrics import METRICS
 from namm.tasks import Document, packaged_prose
+from namm.tasks.metrics import METRICS
 
 UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
 FORM = re.compile(

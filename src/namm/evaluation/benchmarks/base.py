@@ -71,7 +71,7 @@ class Task:
 
     Attributes:
         name: ``benchmark/task``.
-        metric: of `namm.evaluation.metrics.METRICS`, or `LIKELIHOOD`.
+        metric: of `namm.tasks.metrics.METRICS`, or `LIKELIHOOD`.
         new_tokens: at most so many are generated.
         questions: makes them, at most ``request.samples``; raises `SkippedTaskError`, or ValueError naming file,
             line and key of what is wrong.

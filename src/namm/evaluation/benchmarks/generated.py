@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from namm.evaluation.benchmarks.base import Question, Request, Task, haystack
-from namm.evaluation.metrics import LIKELIHOOD
+from namm.tasks.metrics import LIKELIHOOD
 from namm.tasks.registry import GENERATORS
 
 

@@ -1,0 +1,147 @@
+"""The arithmetic of attention of one KV head over keys that may have free slots behind them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from namm.support.tensors import mean_of, round_up
+
+QUERY_TILE = 128  # queries whose probabilities are held at once; larger tiles fall out of the CPU's cache
+
+
+def bounded(logits: Tensor, softcap: float | None) -> Tensor:
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
+def softmax_beside(logits: Tensor, sinks: Tensor | None) -> Tensor:
+    """Softmax over the last dimension, with one more logit a head (``[heads, 1]``) that takes its share and goes."""
+    if sinks is None:
+        return logits.softmax(-1)
+    sink = sinks.to(logits).unsqueeze(-1).expand(*logits.shape[:-1], 1)
+    return torch.cat([logits, sink], dim=-1).softmax(-1)[..., :-1]
+
+
+def attend_exactly(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+    """PyTorch's sdpa for one KV head, causal, the queries being the newest tokens.
+
+    Args:
+        query: ``[group, queries, width]``. keys, values: ``[tokens, width]``, ``tokens >= queries``.
+
+    Returns:
+        ``[group, queries, value width]``.
+    """
+    group, queries, _ = query.shape
+    tokens = keys.shape[0]
+    # sdpa's own causal flag looks at the first keys when there are more keys than queries
+    mask = None
+    if 1 < queries < tokens:
+        mask = torch.ones(queries, tokens, dtype=torch.bool, device=query.device).tril(tokens - queries)
+    return F.scaled_dot_product_attention(
+        query[None],
+        keys.expand(1, group, *keys.shape),
+        values.expand(1, group, *values.shape),
+        attn_mask=mask,
+        is_causal=1 < queries == tokens,
+        scale=scaling,
+    )[0]
+
+
+@dataclass(frozen=True)
+class Logits:
+    """How queries and keys become logits, and which of the given keys are tokens.
+
+    Keys and values may come with free slots behind them (see `namm.cache.storage.round_up`), which nothing attends to.
+
+    Attributes:
+        scaling: of the products. softcap: bound of the logits, if any. sinks: ``[group]`` logits that take their share
+            of attention and give nothing.
+    """
+
+    scaling: float
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+    def of_group(self, group: slice) -> Logits:
+        return self if self.sinks is None else replace(self, sinks=self.sinks[group])
+
+    def between(self, query: Tensor, keys: Tensor, tokens: int) -> Tensor:
+        """Causal logits of the newest tokens' own queries.
+
+        Args:
+            query: ``[group, queries, width]``. keys: ``[slots, width]``, of which the first `tokens` count.
+
+        Returns:
+            ``[group, queries, slots]``, minus infinity where a query must not look.
+        """
+        group, queries, width = query.shape
+        # one product for the whole group; the scale is a power of two for the usual widths, and exact
+        logits = (query * self.scaling).reshape(group * queries, width) @ keys.T
+        logits = bounded(logits, self.softcap).view(group, queries, -1)
+        first_future = tokens - queries + 1
+        future = torch.ones(queries, keys.shape[0] - first_future, dtype=torch.bool, device=query.device)
+        logits[..., first_future:].masked_fill_(future.triu(), -math.inf)
+        return logits
+
+    def softmax(self, logits: Tensor) -> Tensor:
+        return softmax_beside(logits, None if self.sinks is None else self.sinks[:, None])
+
+
+def attend(
+    query: Tensor, keys: Tensor, values: Tensor | None, tokens: int, logits: Logits, record: Tensor | None = None
+) -> Tensor | None:
+    """Explicit causal attention of one KV head in tiles of queries; the probabilities serve the output and the record.
+
+    Args:
+        query: ``[group, queries, width]``, the newest tokens' own.
+        keys: ``[slots, width]``, of which the first ``tokens >= queries`` count. values: ``[slots, value width]``, or
+            None where only the record is wanted.
+        record: zeros to be filled with the attention of the last queries, ``[rows, slots]`` for the mean over the group
+            or ``[group, rows, slots]``; None: not wanted.
+
+    Returns:
+        ``[group, queries, value width]`` in the dtype of the query, None without values.
+    """
+    group, queries, _ = query.shape
+    older = tokens - queries
+    output = query.new_empty(group, queries, values.shape[-1]) if values is not None else None
+    unrecorded = queries - (record.shape[-2] if record is not None else 0)
+    for start in range(0 if values is not None else unrecorded, queries, QUERY_TILE):
+        stop = min(start + QUERY_TILE, queries)
+        slots = min(round_up(older + stop), keys.shape[0])
+        probabilities = logits.softmax(logits.between(query[:, start:stop], keys[:slots], older + stop))
+        if output is not None and values is not None:
+            products = probabilities.view(group * (stop - start), slots) @ values[:slots]
+            output[:, start:stop] = products.view(group, stop - start, -1)
+        if record is not None and stop > unrecorded:
+            first = max(start, unrecorded)
+            rows = probabilities[:, first - start :]
+            into = record[..., first - unrecorded : stop - unrecorded, :slots]
+            into.copy_(rows if record.ndim == 3 else mean_of(rows))
+    return output
+
+
+def log_normaliser(query: Tensor, keys: Tensor, tokens: int, logits: Logits) -> Tensor:
+    """Log of the softmax denominator of each query, ``[group, queries]`` float32; arguments as for `attend`."""
+    found = logits.between(query, keys, tokens).float()
+    if logits.sinks is not None:
+        sinks = logits.sinks.to(found)[:, None, None].expand(*found.shape[:-1], 1)
+        found = torch.cat([found, sinks], dim=-1)
+    return found.logsumexp(-1)
+
+
+def replay(query: Tensor, log_normalisers: Tensor, keys: Tensor, logits: Logits, into: Tensor) -> None:
+    """Attention that earlier queries paid to keys that are still there, from their log normalisers.
+
+    Args:
+        query: ``[group, queries, width]``. log_normalisers: ``[group, queries]``, taken when all their keys were there.
+        keys: ``[slots, width]``, the oldest of which those queries saw.
+        into: ``[queries, n]`` for the mean over the group or ``[group, queries, n]``: filled for the first n keys.
+    """
+    found = bounded((query * logits.scaling) @ keys.T, logits.softcap).float()[..., : into.shape[-1]]
+    probabilities = (found - log_normalisers[..., None]).exp_().to(query.dtype)
+    into.copy_(probabilities if into.ndim == 3 else mean_of(probabilities))

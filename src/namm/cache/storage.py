@@ -1,0 +1,108 @@
+"""The tokens that one layer keeps for one batch row: flat columns in which every KV head owns a segment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from namm.support.tensors import SEGMENT, Column, round_up, writable
+
+
+class TokenStore:
+    """Keys, values, positions and policy state of the tokens kept, ragged over heads.
+
+    Head h owns the slots ``starts[h] : starts[h] + capacities[h]`` of every column, of which the first ``lengths[h]``
+    hold tokens. Capacities are multiples of `SEGMENT`. Invariants (see `check`): segments follow one another without
+    gaps, a segment's positions rise strictly, and free slots are zero in every column.
+
+    Attributes:
+        columns: name -> ``[slots, ...]``; always "keys" and "values" ``[slots, width]``, "positions" ``[slots]`` int32.
+        lengths: tokens of each head.
+    """
+
+    def __init__(self, heads: int, key_like: Tensor, value_like: Tensor, state: Mapping[str, Column]) -> None:
+        self.heads = heads
+        self.starts, self.lengths, self.capacities = [0] * heads, [0] * heads, [0] * heads
+        device = key_like.device
+        self.columns = {
+            "keys": key_like.new_zeros(0, key_like.shape[-1]),
+            "values": value_like.new_zeros(0, value_like.shape[-1]),
+            "positions": torch.zeros(0, dtype=torch.int32, device=device),
+        } | {name: torch.zeros(0, *c.shape, dtype=c.dtype, device=device) for name, c in state.items()}
+
+    def head(self, head: int) -> dict[str, Tensor]:
+        """Views of a head's tokens, oldest first; writing to them writes the store."""
+        start, stop = self.starts[head], self.starts[head] + self.lengths[head]
+        return {name: column[start:stop] for name, column in self.columns.items()}
+
+    def segment(self, head: int, name: str) -> Tensor:
+        """A view of all slots of a head, free ones included."""
+        return self.columns[name][self.starts[head] : self.starts[head] + self.capacities[head]]
+
+    def append(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
+        """Add the same tokens to every head.
+
+        Args:
+            keys: ``[heads, tokens, width]``. values: ``[heads, tokens, value width]``.
+            positions: ``[tokens]`` integers, newer than all that is stored.
+        """
+        tokens = keys.shape[1]
+        if any(length + tokens > slots for length, slots in zip(self.lengths, self.capacities, strict=True)):
+            self._relocate([slice(0, length) for length in self.lengths], spare=tokens)
+        self.columns = {name: writable(column) for name, column in self.columns.items()}
+        for head, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
+            slots = slice(start + length, start + length + tokens)
+            self.columns["keys"][slots] = keys[head]
+            self.columns["values"][slots] = values[head]
+            self.columns["positions"][slots] = positions
+        self.lengths = [length + tokens for length in self.lengths]
+
+    def keep(self, indices: Sequence[Tensor]) -> None:
+        """Forget all but the given tokens of each head and free their memory.
+
+        Args:
+            indices: for each head a rising ``[kept]`` int64 tensor of indices into its tokens.
+        """
+        self._relocate(indices, spare=0)
+
+    def clone(self) -> TokenStore:
+        other = object.__new__(TokenStore)
+        other.heads = self.heads
+        other.starts, other.lengths, other.capacities = list(self.starts), list(self.lengths), list(self.capacities)
+        other.columns = {name: column.clone() for name, column in self.columns.items()}
+        return other
+
+    def nbytes(self, *names: str) -> int:
+        """Bytes of the storage behind the named columns (all if none is named), free slots included."""
+        return sum(self.columns[name].untyped_storage().nbytes() for name in names or self.columns)
+
+    def check(self) -> None:
+        """Raises AssertionError, naming the head, where an invariant does not hold."""
+        end = 0
+        for head in range(self.heads):
+            assert self.starts[head] == end, f"head {head} starts at {self.starts[head]}, expected {end}"
+            assert 0 <= self.lengths[head] <= self.capacities[head], f"head {head} is longer than its segment"
+            assert self.capacities[head] % SEGMENT == 0, f"head {head} has {self.capacities[head]} slots"
+            end += self.capacities[head]
+            positions = self.head(head)["positions"]
+            assert bool((positions.diff() > 0).all()), f"head {head}: positions do not rise"
+            for name in self.columns:
+                assert not self.segment(head, name)[self.lengths[head] :].any(), f"head {head}: free {name!r} not zero"
+        for name, column in self.columns.items():
+            assert column.shape[0] == end, f"column {name!r} has {column.shape[0]} slots, expected {end}"
+            assert column.untyped_storage().nbytes() == column.numel() * column.element_size(), f"{name!r} is a view"
+
+    def _relocate(self, kept: Sequence[Tensor | slice], spare: int) -> None:
+        """Move the kept tokens of each head to segments with room for `spare` more."""
+        heads = [self.head(head) for head in range(self.heads)]
+        lengths = [len(head["positions"][index]) for head, index in zip(heads, kept, strict=True)]
+        capacities = [round_up(length + spare) for length in lengths]
+        starts = [sum(capacities[:head]) for head in range(self.heads)]
+        for name, column in self.columns.items():
+            fresh = column.new_zeros(sum(capacities), *column.shape[1:])
+            for head, index, start, length in zip(heads, kept, starts, lengths, strict=True):
+                fresh[start : start + length] = head[name][index]
+            self.columns[name] = fresh
+        self.starts, self.lengths, self.capacities = starts, lengths, capacities

@@ -1,0 +1,184 @@
+"""What a network is taught with: the features of cached tokens, and what each of them went on to change."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from namm.cache import MemoryCache
+from namm.memory import NAMMConfig
+from namm.memory.spectrogram import update_spectrogram
+from namm.policies import NAMMPolicy, Policy
+from namm.policies.base import Head
+from namm.support.tensors import Column, mean_of
+
+EVERY = 2  # of the queries is asked for influence, which costs as much as the attention itself
+MINIMUM_REST = 0.01  # attention left for others, below which a token is simply needed
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One head at one update.
+
+    Attributes:
+        spectrogram: ``[tokens, len(ema), bins]`` bfloat16, as the cache would hold it.
+        ages: ``[tokens]`` int32, 0 for the newest.
+        influence: ``[tokens]`` float16, see `influence`; the largest of any later block.
+    """
+
+    spectrogram: Tensor
+    ages: Tensor
+    influence: Tensor
+
+
+@dataclass
+class Received:
+    """The largest influence that each token of a document has after each update, for one head.
+
+    Attributes:
+        blocks: for every block of queries ``[document tokens]``, zero where a token did not exist yet.
+    """
+
+    blocks: list[Tensor] = field(default_factory=list)
+
+    def after(self, updates: int) -> Tensor:
+        """``[document tokens]``: influence in all blocks after the first `updates`."""
+        return torch.stack(self.blocks[updates:]).amax(0)
+
+
+@dataclass
+class Recorder(Policy):
+    """Keeps every token (or what `acting` keeps) and writes down what it sees.
+
+    Attributes:
+        config: of the memory to be taught.
+        document: tokens of the document; later ones are its repetition, which is only listened to.
+        horizon: the document's last tokens, which are only listened to as well: without a continuation of their own,
+            new tokens would look useless.
+        share: share of the heads whose features are recorded at each update.
+        acting: decides what is kept, so that features are recorded as they look under eviction.
+        received: for (layer, head), see `Received`; only without `acting`.
+        seen: recorded (layer, head, updates so far, positions, spectrogram).
+    """
+
+    name = "recorder"
+    config: NAMMConfig
+    document: int
+    horizon: int
+    share: float
+    rng: random.Random
+    acting: NAMMPolicy | None = None
+    received: dict[tuple[int, int], Received] = field(default_factory=lambda: defaultdict(Received))
+    seen: list[tuple[int, int, int, Tensor, Tensor]] = field(default_factory=list)
+
+    queries = None
+    per_query_head = True
+
+    def __post_init__(self) -> None:
+        self.update_interval = self.config.update_interval
+        self.carry = self.config.spectrogram.carry
+        self.state = {"spectrogram": Column((len(self.config.ema), self.config.spectrogram.bins))}
+
+    def observe(self, head: Head) -> Tensor | None:
+        assert head.attention is not None
+        if self.acting is None:
+            inside = int((head.positions < self.document).sum())
+            block = torch.zeros(self.document, dtype=torch.float16)
+            found = influence(head.attention[:, self.carry :: EVERY], head.values, inside)
+            block[head.positions[:inside].long().cpu()] = found.clamp_max(6e4).to("cpu", torch.float16)
+            self.received[head.layer, head.index].blocks.append(block)
+        if head.seen > self.document:
+            return None
+        spectrogram = update_spectrogram(head.columns["spectrogram"], mean_of(head.attention), self.config.spectrogram)
+        head.columns["spectrogram"].copy_(spectrogram)
+        if head.seen <= self.document - self.horizon and self.rng.random() < self.share:
+            updates, positions = head.seen // self.config.update_interval, head.positions.cpu().clone()
+            self.seen.append((head.layer, head.index, updates, positions, spectrogram.bfloat16().cpu()))
+        if self.acting is None:
+            return None
+        return self.acting.memory.to(spectrogram.device).features(spectrogram, head.positions[-1] - head.positions)
+
+    def select(self, heads: Sequence[Head]) -> list[Tensor]:
+        if self.acting is not None:
+            return self.acting.select(heads)
+        return [torch.ones(head.tokens, dtype=torch.bool, device=head.keys.device) for head in heads]
+
+    def samples(self, received: dict[tuple[int, int], Received]) -> list[Sample]:
+        """What was seen, with what a full pass over the same document found to be received."""
+        return [
+            Sample(spectrogram, positions[-1] - positions, received[layer, head].after(updates)[positions.long()])
+            for layer, head, updates, positions, spectrogram in self.seen
+        ]
+
+
+def influence(attention: Tensor, values: Tensor, tokens: int) -> Tensor:
+    """How much the outputs of some queries would change if one of the first `tokens` tokens were not there.
+
+    Without token t, the output of a query that pays it the attention a is ``o + a / (1 - a) * (o - v_t)`` exactly, so
+    the squared change relative to the output is ``(a / (1 - a))^2 * |o - v_t|^2 / |o|^2``. Attention alone would not
+    do: a token whose value is like the output may go unnoticed, and an attention sink, which has hardly any value, may
+    not.
+
+    Args:
+        attention: ``[group, queries, all tokens]``. values: ``[all tokens, width]``.
+
+    Returns:
+        ``[tokens]`` float32: the root of the sum over all queries.
+    """
+    attention, values = attention.flatten(0, 1).float(), values.float()
+    output = attention @ values
+    energy = output.square().sum(-1, keepdim=True)
+    attention, values = attention[:, :tokens], values[:tokens]
+    distance = torch.addmm(values.square().sum(-1) + energy, output, values.T, alpha=-2).clamp_min_(0)
+    change = (attention / (1 - attention).clamp_min(MINIMUM_REST)).square_() * distance
+    return (change / energy.clamp_min(1e-12)).sum(0).sqrt()
+
+
+@torch.inference_mode()
+def record_document(
+    model: PreTrainedModel,
+    document: Tensor,
+    repeat: Tensor,
+    config: NAMMConfig,
+    *,
+    heads: int,
+    rng: random.Random,
+    horizon: int = 0,
+    acting: NAMMPolicy | None = None,
+) -> list[Sample]:
+    """Samples of one document: as a full cache sees it and, with `acting`, as it looks when that memory forgets.
+
+    One pass over the document, the words of `repeat` and the document again finds what every token changes, in its own
+    continuation and in its copy, in which the model looks up what it repeats.
+
+    Args:
+        document: ``[1, tokens]``, a multiple of the update interval long.
+        repeat: ``[1, n]`` tokens that ask for repetition.
+        heads: about how many heads to record at every update of each pass.
+        horizon: no update is recorded within so many tokens of the document's end.
+
+    Raises:
+        ValueError: if the document's length is no multiple of the update interval.
+    """
+    tokens, interval = document.shape[1], config.update_interval
+    if not tokens or tokens % interval:
+        raise ValueError(f"a document of {tokens} tokens is no multiple of the update interval {interval}")
+    text = model.config.get_text_config(decoder=True)
+    share = heads / (text.num_hidden_layers * (getattr(text, "num_key_value_heads", None) or text.num_attention_heads))
+    document, repeat = document.to(model.device), repeat.to(model.device)
+    whole = torch.cat([document, repeat, document], dim=1)
+    whole = torch.cat([whole, document[:, : -whole.shape[1] % interval]], dim=1)  # the last block must be full
+    full = Recorder(config, tokens, horizon, share, rng)
+    model(whole, past_key_values=MemoryCache(model, full), logits_to_keep=1)
+    samples = full.samples(full.received)
+    if acting is not None:
+        forgetting = Recorder(config, tokens, horizon, share, rng, acting)
+        model(document, past_key_values=MemoryCache(model, forgetting), logits_to_keep=1)
+        samples += forgetting.samples(full.received)
+    return samples

@@ -1,0 +1,132 @@
+"""From a model and texts to a calibrated memory, resumable at every step."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from namm.learning.calibrate import calibrate_on_longest, centre
+from namm.learning.distil.record import Sample, record_document
+from namm.learning.distil.regression import TrainConfig, train
+from namm.learning.passages import cut_passages
+from namm.memory import NAMM, NAMMConfig
+from namm.policies import NAMMPolicy
+from namm.support.runs import Progress, claim, digest, identify, save_atomically
+from namm.tasks.documents import Document
+
+REPEAT = "\n\nRepeat the text above.\n\n"
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """How a memory is distilled.
+
+    Attributes:
+        lengths: tokens of the documents, taken in turn. A memory must be taught at the lengths at which it will be
+            used: ages, averages and the number of competitors all grow with them.
+        documents: how many documents to read.
+        horizon: tokens at a passage's end where nothing is recorded, see `record_document`; less for short passages.
+        facts: one hidden random fact for about so many tokens; 0 hides none.
+        heads: heads recorded at each update of each pass.
+        first: share of the documents that are recorded with a full cache only. A first memory is trained on them, and
+            acts on the others, so that features are also learned as they look once most tokens are gone.
+        kept: the fraction that the memory aims at unless its user says otherwise.
+        calibration: how many of the longest passages the offsets are calibrated on.
+        training: see `TrainConfig`; its seed is the seed of everything.
+    """
+
+    lengths: tuple[int, ...] = (1792, 2560)
+    documents: int = 24
+    horizon: int = 512
+    facts: int = 150
+    heads: int = 24
+    first: float = 0.35
+    kept: float = 0.25
+    calibration: int = 3
+    training: TrainConfig = TrainConfig()
+
+    def __post_init__(self) -> None:
+        if self.documents < 2 or self.heads < 1 or not self.lengths or not 0 < self.first < 1 or not 0 < self.kept < 1:
+            raise ValueError(f"bad distillation settings: {self}")
+
+
+def distill(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[Document],
+    folder: str | Path,
+    *,
+    memory: NAMMConfig,
+    settings: DistillConfig = DistillConfig(),
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> NAMM:
+    """Learn a memory from a model's attention on texts, and write it to `folder`.
+
+    Recordings and the state of training are kept in ``folder/work``; run again with the same arguments, an
+    interrupted distillation goes on where it stopped and ends with the same parameters. Deterministic for a seed.
+
+    Raises:
+        ValueError: if no document is long enough, or `folder` holds the work of other settings.
+    """
+    folder, interval = Path(folder), memory.update_interval
+    work = folder / "work"
+    passages = cut_passages(
+        tokenizer,
+        documents,
+        lengths=[max(interval, length // interval * interval) for length in settings.lengths],
+        count=settings.documents,
+        facts=settings.facts,
+        rng=random.Random(f"{settings.training.seed} passages"),
+    )
+    claim(
+        work,
+        {
+            "model": identify(model),
+            "memory": asdict(memory),
+            "settings": asdict(settings),
+            "passages": [digest(passage.ids) for passage in passages],
+        },
+    )
+    first = max(1, round(settings.first * len(passages)))
+    repeat = tokenizer(REPEAT, return_tensors="pt", add_special_tokens=False).input_ids
+
+    def record(index: int, acting: NAMMPolicy | None) -> list[Sample]:
+        file = work / f"{index:04d}.pt"
+        if not file.exists():
+            rng = random.Random(f"{settings.training.seed} record {index}")
+            if acting is not None:
+                acting = replace(acting, offset=rng.uniform(-0.5, 1.0))
+            ids = passages[index].ids
+            horizon = min(settings.horizon, ids.shape[1] // 2)
+            samples = record_document(
+                model, ids, repeat, memory, heads=settings.heads, rng=rng, horizon=horizon, acting=acting
+            )
+            save_atomically([asdict(sample) for sample in samples], file)
+        progress(Progress("recording", index + 1, len(passages), passages[index].name))
+        return _load_samples(file)
+
+    def learn(samples: Sequence[Sample], training: TrainConfig, name: str) -> NAMM:
+        def report(step: int, loss: float) -> None:
+            progress(Progress(f"training ({name})", step, training.steps, f"loss {loss:.3f}"))
+
+        return train(samples, memory, training, checkpoint=work / f"{name}.ckpt", progress=report)
+
+    samples = [sample for index in range(first) for sample in record(index, None)]
+    # the memory that acts errs on the side of keeping what may be needed, as influence_loss does with power 1
+    quick = replace(settings.training, steps=max(1, settings.training.steps // 4), power=1.0)
+    early = centre(learn(samples, quick, "first"), samples, settings.kept)
+    acting = NAMMPolicy(early, offset=0.0)
+    samples += [sample for index in range(first, len(passages)) for sample in record(index, acting)]
+    learned = centre(learn(samples, settings.training, "final"), samples, settings.kept)
+    learned = calibrate_on_longest(model, learned, passages, settings.calibration, settings.kept, progress)
+    learned.save_pretrained(folder)
+    return learned
+
+
+def _load_samples(file: Path) -> list[Sample]:
+    return [Sample(**values) for values in torch.load(file, weights_only=True)]

@@ -1,0 +1,230 @@
+"""A neural attention memory model: configuration, parameters, and how they are kept on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from namm.memory.files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, MemoryFileError, find_memory, read_tensors
+from namm.memory.network import initial_parameters, parameter_count, parameter_shapes, token_scores, unflatten
+from namm.memory.spectrogram import SpectrogramConfig, age_features, compress, normalise
+
+REACH = 4  # times the longest calibrated length, to which offsets are extrapolated
+
+
+@dataclass(frozen=True)
+class NAMMConfig:
+    """Everything about a memory that is not a parameter. The defaults are the paper's reference configuration.
+
+    Attributes:
+        hidden: width of the backward attention.
+        heads: its heads; divides `hidden`.
+        update_interval: new tokens between two decisions, a multiple of the hop.
+        window, hop, ema, compression: see `SpectrogramConfig`.
+        normalised: subtract and divide by the fixed statistics stored beside the parameters.
+        state_dtype: how a kept token's spectrogram is stored in the cache, ``"float32"`` or ``"bfloat16"``.
+        calibration: measured triples (kept fraction, tokens seen, score offset), by which `offset_for` turns a wish
+            into an offset. A fixed offset keeps a smaller fraction of longer texts.
+        kept: the fraction this memory aims at where its user names none; None: keep where the score is >= 0.
+    """
+
+    hidden: int = 32
+    heads: int = 1
+    update_interval: int = 512
+    window: int = 32
+    hop: int = 16
+    ema: tuple[float, ...] = (0.99,)
+    compression: str = "none"
+    normalised: bool = False
+    state_dtype: str = "float32"
+    calibration: tuple[tuple[float, int, float], ...] = ()
+    kept: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ema", tuple(self.ema))
+        object.__setattr__(
+            self, "calibration", tuple((float(k), int(t), float(o)) for k, t, o in sorted(self.calibration))
+        )
+        if self.hidden < 1 or self.heads < 1 or self.hidden % self.heads:
+            raise ValueError(f"heads ({self.heads}) must divide the hidden width ({self.hidden})")
+        if self.update_interval < self.hop or self.update_interval % self.hop:
+            raise ValueError(f"update_interval {self.update_interval} must be a positive multiple of hop {self.hop}")
+        if self.update_interval < self.spectrogram.carry:
+            raise ValueError(f"update_interval {self.update_interval} must not be shorter than window - hop")
+        if self.state_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"state_dtype must be 'float32' or 'bfloat16', got {self.state_dtype!r}")
+
+    @property
+    def spectrogram(self) -> SpectrogramConfig:
+        return SpectrogramConfig(self.window, self.hop, self.ema, self.compression)
+
+    @property
+    def features(self) -> int:
+        return self.spectrogram.features
+
+    @property
+    def parameters(self) -> int:
+        return parameter_count(self.features, self.hidden)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> NAMMConfig:
+        """Raises ValueError for keys that no field has: a misspelt key must not pass as a default."""
+        unknown = sorted(set(values) - {f.name for f in fields(cls)} - {"model_type"})
+        if unknown:
+            raise ValueError(f"unknown keys in the memory's configuration: {', '.join(unknown)}")
+        return cls(**{key: value for key, value in values.items() if key != "model_type"})
+
+
+@dataclass
+class NAMM:
+    """A memory: a configuration, one flat parameter vector, and fixed normalisation statistics.
+
+    >>> memory = NAMM(NAMMConfig())
+    >>> memory.flat_parameters().shape
+    torch.Size([4172])
+
+    Attributes:
+        config: see `NAMMConfig`.
+        flat: ``[parameters]`` float32 in the order of `namm.memory.network.parameter_shapes`;
+            ``[population, parameters]`` for a population scored at once.
+        mean, variance: ``[len(ema) * bins]`` float32, used where ``config.normalised``.
+    """
+
+    config: NAMMConfig = field(default_factory=NAMMConfig)
+    flat: Tensor = None  # type: ignore[assignment]  # made in __post_init__ where not given
+    mean: Tensor = None  # type: ignore[assignment]
+    variance: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        config = self.config
+        if self.flat is None:
+            self.flat = initial_parameters(config.features, config.hidden, torch.Generator().manual_seed(0))
+        statistics = len(config.ema) * config.spectrogram.bins
+        self.mean = torch.zeros(statistics) if self.mean is None else self.mean
+        self.variance = torch.ones(statistics) if self.variance is None else self.variance
+        self.load_flat_parameters(self.flat)
+        if self.mean.shape != (statistics,) or self.variance.shape != (statistics,):
+            raise ValueError(f"normalisation needs {statistics} means and variances, got {tuple(self.mean.shape)}")
+        if not (torch.isfinite(self.mean).all() and torch.isfinite(self.variance).all() and (self.variance >= 0).all()):
+            raise ValueError("normalisation statistics must be finite, and variances not negative")
+
+    def flat_parameters(self) -> Tensor:
+        """A copy of the parameters, ``[parameters]`` float32."""
+        return self.flat.detach().clone()
+
+    def load_flat_parameters(self, vector: Tensor) -> None:
+        """Replace the parameters.
+
+        Raises:
+            ValueError: if the vector's length does not fit the configuration, or it holds NaN or infinity.
+        """
+        vector = torch.as_tensor(vector, dtype=torch.float32)
+        unflatten(vector, self.config.features, self.config.hidden)
+        if not torch.isfinite(vector).all():
+            raise ValueError("the parameter vector holds NaN or infinite values")
+        self.flat = vector
+
+    def to(self, device: torch.device | str) -> NAMM:
+        return replace(self, flat=self.flat.to(device), mean=self.mean.to(device), variance=self.variance.to(device))
+
+    def features(self, spectrogram: Tensor, ages: Tensor) -> Tensor:
+        """What the network sees of every token: age features, then the spectrogram's (GOLDEN 3.6).
+
+        Args:
+            spectrogram: ``[..., tokens, len(ema), bins]`` averaged magnitudes.
+            ages: ``[..., tokens]`` integers, 0 for the newest.
+
+        Returns:
+            ``[..., tokens, features]`` float32.
+        """
+        magnitudes = compress(spectrogram.float(), self.config.spectrogram).flatten(-2)
+        if self.config.normalised:
+            magnitudes = normalise(magnitudes, self.mean, self.variance)
+        return torch.cat([age_features(ages), magnitudes], dim=-1)
+
+    def scores(self, features: Tensor) -> Tensor:
+        """``[..., tokens]`` scores of features ``[..., tokens, features]`` that are ordered from oldest to newest."""
+        weights = unflatten(self.flat, self.config.features, self.config.hidden)
+        return token_scores(features, weights, self.config.heads)
+
+    def offset_for(self, kept: float, tokens: int) -> float:
+        """The score offset at which this memory kept about the fraction `kept` of texts of so many tokens.
+
+        Between the calibrated fractions, and between the logarithms of the calibrated lengths, it is interpolated;
+        below the shortest length the nearest counts, beyond the longest the line through the last two, up to `REACH`.
+
+        Raises:
+            ValueError: outside the calibrated fractions, or where the memory was never calibrated.
+        """
+        fractions = sorted({fraction for fraction, _, _ in self.config.calibration})
+        if not fractions or not fractions[0] <= kept <= fractions[-1]:
+            span = f"fractions from {fractions[0]} to {fractions[-1]}" if fractions else "no fraction"
+            raise ValueError(f"this memory is calibrated for {span}, not for {kept}; give `offset` instead of `kept`")
+        at_length = []
+        for fraction in fractions:
+            curve = [(length, offset) for other, length, offset in self.config.calibration if other == fraction]
+            lengths, offsets = (list(values) for values in zip(*curve, strict=True))
+            if len(lengths) > 1:
+                slope = (offsets[-1] - offsets[-2]) / math.log(lengths[-1] / lengths[-2])
+                lengths.append(lengths[-1] * REACH)
+                offsets.append(offsets[-1] + slope * math.log(REACH))
+            at_length.append(np.interp(math.log(tokens), np.log(lengths), offsets))
+        return float(np.interp(kept, fractions, at_length))
+
+    def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:
+        """Write ``config.json``, ``model.safetensors`` and, where given, a model card ``README.md``."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = unflatten(self.flat.detach().cpu(), self.config.features, self.config.hidden)
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        tensors |= {"normalisation.mean": self.mean.cpu(), "normalisation.variance": self.variance.cpu()}
+        config = {"model_type": "namm"} | asdict(self.config)
+        partial = [folder / f"{name}.partial" for name in (WEIGHTS_FILE, CONFIG_FILE)]
+        save_file(tensors, partial[0], metadata={"format": "pt"})
+        partial[1].write_text(json.dumps(config, indent=2) + "\n")
+        for path in partial:
+            os.replace(path, path.with_suffix(""))
+        if card is not None:
+            (folder / CARD_FILE).write_text(card)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> NAMM:
+        """Load a memory by the name of one that ships with the package, from a folder, or from a hub id.
+
+        Raises:
+            MemoryFileError: naming what is missing, damaged or inconsistent, and what to do.
+        """
+        folder = find_memory(name)
+        try:
+            config = NAMMConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise MemoryFileError(f"{folder / CONFIG_FILE} is no memory configuration: {error}") from error
+        tensors = read_tensors(folder / WEIGHTS_FILE)
+        shapes = parameter_shapes(config.features, config.hidden)
+        statistics = {
+            f"normalisation.{name}": (len(config.ema) * config.spectrogram.bins,) for name in ("mean", "variance")
+        }
+        for part, shape in (shapes | statistics).items():
+            if part not in tensors:
+                raise MemoryFileError(f"{folder / WEIGHTS_FILE} lacks the tensor {part!r}")
+            if tuple(tensors[part].shape) != shape:
+                raise MemoryFileError(
+                    f"{folder}: {part!r} has shape {tuple(tensors[part].shape)} in {WEIGHTS_FILE}, "
+                    f"but {CONFIG_FILE} asks for {shape}"
+                )
+        flat = torch.cat([tensors[part].float().flatten() for part in shapes])
+        mean, variance = (tensors[f"normalisation.{name}"].float() for name in ("mean", "variance"))
+        try:
+            return cls(config, flat, mean, variance)
+        except ValueError as error:
+            raise MemoryFileError(f"{folder / WEIGHTS_FILE}: {error}") from error

@@ -1,0 +1,1 @@
+"""What the rest stands on; it knows nothing of memories."""

@@ -1,0 +1,48 @@
+"""Shapes, columns and reductions that the rest of the library shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SEGMENT = 64  # slots of a head come in such pieces; 512 would be 40% of a small cache
+
+
+def round_up(tokens: int) -> int:
+    """The smallest multiple of `SEGMENT` that holds so many tokens.
+
+    On a CPU a low-precision matrix product is compiled anew for every shape it meets, which costs more than the product
+    itself; with lengths rounded up, shapes recur.
+    """
+    return -(-tokens // SEGMENT) * SEGMENT
+
+
+@dataclass(frozen=True)
+class Column:
+    """One more value per token, stored and forgotten with it; zero for new tokens."""
+
+    shape: tuple[int, ...] = ()
+    dtype: torch.dtype = torch.float32
+
+
+def mean_of(parts: Tensor) -> Tensor:
+    """Mean over a short first dimension: ``[parts, ...]`` to ``[...]``, in the input's dtype.
+
+    PyTorch's own takes up to a hundred times longer on a CPU.
+    """
+    total = parts[0].clone()
+    for part in parts[1:]:
+        total += part
+    return total.div_(len(parts))
+
+
+def column_sum(rows: Tensor) -> Tensor:
+    """``[rows, columns]`` to ``[columns]`` float32."""
+    return (torch.ones(1, len(rows), device=rows.device) @ rows.float())[0]
+
+
+def writable(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of one that was made in inference mode where that is over: torch forbids writing to it."""
+    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+import namm.learning.distil.run
+from namm import NAMM, MemoryCache, NAMMConfig
+from namm.learning import DistillConfig, Sample, TrainConfig, distill, record_document, train
+from namm.learning.distil.record import EVERY
+from namm.learning.distil.regression import FLOOR, influence_loss
+from namm.policies import NAMMPolicy
+from namm.tasks import Document
+
+CONFIG = NAMMConfig(update_interval=32, hidden=8, ema=(0.9, 0.99), compression="log", normalised=True)
+SETTINGS = DistillConfig(lengths=(96, 160), documents=4, facts=60, heads=2, training=TrainConfig(steps=120, batch=2))
+
+
+def documents(count: int = 5) -> list[Document]:
+    letters = "abcdefgh ijkl. mnop\n"
+    return [
+        Document(f"text {i}", "".join(random.Random(i).choice(letters) for _ in range(600)), "prose")
+        for i in range(count)
+    ]
+
+
+def test_recorded_targets_are_what_the_lack_of_a_token_changes(reader) -> None:
+    """Against outputs computed anew without each token, from the attention that transformers itself returns."""
+    ids = torch.randint(97, 122, (1, 96), generator=torch.Generator().manual_seed(0))
+    repeat = torch.tensor([[1, 2, 3]])
+    samples = record_document(reader, ids, repeat, CONFIG, heads=4, rng=random.Random(0))
+    assert len(samples) == 3 * 2 * 2  # every head at every update of the document
+    whole = torch.cat([ids, repeat, ids, ids[:, :29]], dim=1)
+    reader.set_attn_implementation("eager")
+    cache = DynamicCache(config=reader.config)
+    with torch.no_grad():
+        attention = reader(whole, output_attentions=True, past_key_values=cache).attentions
+    expected = {}
+    for layer, matrix in enumerate(attention):
+        grouped = matrix[0].double().unflatten(0, (2, 2))  # [KV heads, group, queries, tokens]
+        for head in range(2):
+            values = cache.layers[layer].values[0, head].double()
+            change = torch.zeros(*grouped.shape[1:])
+            for token in range(96):
+                without = grouped[head].clone()
+                without[..., token] = 0
+                without = without / without.sum(-1, keepdim=True).clamp_min(1e-9)
+                output, other = grouped[head] @ values, without @ values
+                change[..., token] = (other - output).square().sum(-1) / output.square().sum(-1)
+            blocks = change.unflatten(1, (-1, 32))[:, :, ::EVERY].sum((0, 2)).sqrt()  # [blocks, tokens]
+            for update in range(1, 4):
+                expected[layer, head, update] = blocks[update:, : 32 * update].amax(0)
+    found = sorted((len(s.ages), s.influence.float().sum().item()) for s in samples)
+    wanted = sorted((len(e), e.sum().item()) for e in expected.values())
+    for (tokens, total), (tokens_wanted, total_wanted) in zip(found, wanted, strict=True):
+        assert tokens == tokens_wanted and total == pytest.approx(total_wanted, rel=1e-2)
+
+
+def test_nothing_is_recorded_within_the_horizon(reader) -> None:
+    ids = torch.randint(97, 122, (1, 96))
+    samples = record_document(reader, ids, ids[:, :3], CONFIG, heads=4, rng=random.Random(0), horizon=40)
+    assert {len(sample.ages) for sample in samples} == {32}
+
+
+def test_an_acting_memory_adds_samples_of_what_it_keeps(reader) -> None:
+    ids = torch.randint(97, 122, (1, 96))
+    acting = NAMMPolicy(NAMM(CONFIG), offset=-1e9)
+    samples = record_document(reader, ids, ids[:, :3], CONFIG, heads=4, rng=random.Random(0), acting=acting)
+    assert len(samples) == 2 * 12
+    assert {len(sample.ages) for sample in samples[12:]} == {32, 33}  # a block, and the one token that stays
+
+
+def test_a_length_off_the_interval_is_refused(reader) -> None:
+    with pytest.raises(ValueError, match="97 tokens is no multiple"):
+        record_document(
+            reader, torch.zeros(1, 97, dtype=torch.long), torch.zeros(1, 1), CONFIG, heads=1, rng=random.Random()
+        )
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_the_loss_is_least_at_the_log_of_the_expected_power(power: float) -> None:
+    attention = torch.tensor([0.5, 0.0, 0.0, 0.0])
+    wanted = (attention + FLOOR).pow(power).mean()
+    score = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.Adam([score], lr=0.05)
+    for _ in range(400):
+        optimizer.zero_grad()
+        influence_loss(score.expand(4), attention, power).mean().backward()
+        optimizer.step()
+    assert float(score.detach().exp()) == pytest.approx(float(wanted), rel=0.02)
+
+
+def learnable(count: int) -> list[Sample]:
+    """Samples in which attention follows from the spectrogram."""
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for _ in range(count):
+        level = torch.rand(40, generator=generator) * 6 - 7
+        spectrogram = level.exp()[:, None, None].expand(40, 2, 17).bfloat16()
+        samples.append(Sample(spectrogram, torch.arange(39, -1, -1).int(), level.exp().half()))
+    return samples
+
+
+def test_training_learns_what_can_be_learned() -> None:
+    memory = train(learnable(40), CONFIG, TrainConfig(steps=400, batch=4))
+    sample = learnable(1)[0]
+    scores = memory.scores(memory.features(sample.spectrogram, sample.ages))
+    correlation = torch.corrcoef(torch.stack([scores, sample.influence.float().log()]))[0, 1]
+    assert correlation > 0.97
+
+
+def test_training_resumes_to_the_same_parameters(tmp_path: Path) -> None:
+    samples, checkpoint = learnable(10), tmp_path / "state"
+    whole = train(samples, CONFIG, TrainConfig(steps=250, batch=2))
+
+    class Stop(Exception):
+        pass
+
+    def stop(step: int, loss: float) -> None:
+        if step == 170:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(samples, CONFIG, TrainConfig(steps=250, batch=2), checkpoint=checkpoint, progress=stop)
+    steps = []
+    resumed = train(
+        samples,
+        CONFIG,
+        TrainConfig(steps=250, batch=2),
+        checkpoint=checkpoint,
+        progress=lambda s, loss: steps.append(s),
+    )
+    assert steps[0] == 101
+    assert torch.equal(whole.flat, resumed.flat)
+
+
+def test_training_on_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing was recorded"):
+        train([], CONFIG, TrainConfig())
+
+
+def test_distilling_is_deterministic_resumable_and_calibrated(reader, characters, tmp_path: Path, monkeypatch) -> None:
+    arguments = {"memory": CONFIG, "settings": SETTINGS}
+    first = distill(reader, characters, documents(), tmp_path / "a", **arguments)
+    offsets = [offset for _, _, offset in first.config.calibration]
+    assert len(offsets) == 3 and offsets[0] < offsets[-1] and first.config.kept == 0.25
+    loaded = NAMM.from_pretrained(tmp_path / "a")
+    assert loaded.config == first.config and torch.equal(loaded.flat, first.flat)
+
+    shutil.copytree(tmp_path / "a" / "work", tmp_path / "b" / "work")
+    for file in ("0003.pt", "final.ckpt"):
+        (tmp_path / "b" / "work" / file).unlink()
+    calls = []
+    monkeypatch.setattr(
+        namm.learning.distil.run, "record_document", lambda *a, **k: calls.append(1) or record_document(*a, **k)
+    )
+    resumed = distill(reader, characters, documents(), tmp_path / "b", **arguments)
+    assert len(calls) == 1, "finished recordings were made again"
+    assert torch.equal(first.flat, resumed.flat)
+
+
+def test_work_of_other_settings_is_not_mixed(reader, characters, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "settings.json").write_text("{}")
+    with pytest.raises(ValueError, match="work of another distillation"):
+        distill(reader, characters, documents(), tmp_path, memory=CONFIG, settings=SETTINGS)
+
+
+def test_texts_that_are_too_short_are_named(reader, characters, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="0 of 1 documents give a passage of 96 tokens"):
+        distill(reader, characters, [Document("x", "short", "prose")], tmp_path, memory=CONFIG, settings=SETTINGS)
+
+
+def test_a_distilled_memory_serves(reader, characters, tmp_path: Path) -> None:
+    memory = distill(reader, characters, documents(), tmp_path, memory=CONFIG, settings=SETTINGS)
+    cache = MemoryCache(reader, memory)
+    with torch.no_grad():
+        reader(torch.randint(97, 122, (1, 200)), past_key_values=cache)
+    cache.check()
+
+
+@pytest.mark.parametrize("values", [{"documents": 1}, {"lengths": ()}, {"first": 1.0}, {"kept": 0.0}])
+def test_bad_settings_are_refused(values) -> None:
+    with pytest.raises(ValueError, match="bad distillation settings"):
+        DistillConfig(**values)

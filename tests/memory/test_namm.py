@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from namm import NAMM, MemoryFileError, NAMMConfig
+from namm.memory import shipped_memories
+from namm.memory.files import CONFIG_FILE, WEIGHTS_FILE
+
+CONFIG = NAMMConfig(hidden=16, heads=2, update_interval=64, ema=(0.99, 0.999), compression="log", normalised=True)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    memory = NAMM(CONFIG, torch.randn(CONFIG.parameters), torch.randn(34), torch.rand(34))
+    memory.save_pretrained(tmp_path / "memory", card="# A card\n")
+    return tmp_path / "memory"
+
+
+def test_the_reference_configuration_has_4172_parameters() -> None:
+    assert NAMMConfig().parameters == 4172 and NAMMConfig().features == 25
+
+
+def test_saving_and_loading_is_exact(saved: Path) -> None:
+    first, second = NAMM.from_pretrained(saved), NAMM.from_pretrained(str(saved))
+    assert first.config == CONFIG
+    assert torch.equal(first.flat, second.flat)
+    features = torch.randn(9, CONFIG.features)
+    assert torch.equal(first.scores(features), second.scores(features))
+    first.save_pretrained(saved.parent / "again")
+    assert (saved.parent / "again" / WEIGHTS_FILE).read_bytes() == (saved / WEIGHTS_FILE).read_bytes()
+    assert (saved / "README.md").read_text() == "# A card\n"
+
+
+def test_a_save_that_fails_leaves_the_old_memory(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = NAMM.from_pretrained(saved)
+
+    def full(self: Path, text: str) -> int:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="no space"):
+        NAMM(CONFIG).save_pretrained(saved)
+    assert torch.equal(NAMM.from_pretrained(saved).flat, old.flat)
+
+
+def test_flat_parameters_are_a_copy_and_load_back() -> None:
+    memory = NAMM()
+    vector = memory.flat_parameters()
+    vector[0] = 7
+    assert memory.flat[0] != 7
+    memory.load_flat_parameters(vector)
+    assert memory.flat_parameters()[0] == 7
+
+
+@pytest.mark.parametrize("vector", [torch.zeros(10), torch.full((4172,), torch.nan)])
+def test_bad_vectors_are_refused_and_change_nothing(vector: torch.Tensor) -> None:
+    memory = NAMM()
+    before = memory.flat_parameters()
+    with pytest.raises(ValueError):
+        memory.load_flat_parameters(vector)
+    assert torch.equal(memory.flat, before)
+
+
+def test_a_truncated_weights_file_is_named(saved: Path) -> None:
+    path = saved / WEIGHTS_FILE
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(MemoryFileError, match=r"model\.safetensors is missing or damaged"):
+        NAMM.from_pretrained(saved)
+    path.unlink()
+    with pytest.raises(MemoryFileError, match="missing or damaged"):
+        NAMM.from_pretrained(saved)
+
+
+def _edit(folder: Path, **values: object) -> None:
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    (folder / CONFIG_FILE).write_text(json.dumps(config | values))
+
+
+def test_shapes_that_disagree_with_the_configuration_are_named(saved: Path) -> None:
+    _edit(saved, hidden=32)
+    with pytest.raises(MemoryFileError, match=r"'attention.qkv.weight' has shape \(42, 48\).*asks for \(42, 96\)"):
+        NAMM.from_pretrained(saved)
+
+
+def test_a_misspelt_key_and_a_broken_file_are_named(saved: Path) -> None:
+    _edit(saved, hiden=16)
+    with pytest.raises(MemoryFileError, match="unknown keys.*hiden"):
+        NAMM.from_pretrained(saved)
+    (saved / CONFIG_FILE).write_text("{")
+    with pytest.raises(MemoryFileError, match="no memory configuration"):
+        NAMM.from_pretrained(saved)
+
+
+def test_an_unknown_name_lists_what_ships() -> None:
+    with pytest.raises(MemoryFileError, match=f"one of.*{'.*'.join(shipped_memories())}"):
+        NAMM.from_pretrained("no-such-memory")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"heads": 5},
+        {"update_interval": 100},
+        {"update_interval": 0},
+        {"state_dtype": "int8"},
+        {"compression": "sqrt"},
+        {"window": 64, "hop": 16, "update_interval": 32},
+    ],
+)
+def test_bad_configurations_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValueError):
+        NAMMConfig(**values)  # type: ignore[arg-type]
+
+
+def test_offsets_are_interpolated_within_the_calibration() -> None:
+    points = ((0.5, 1024, 2.0), (0.1, 1024, -2.0), (0.5, 4096, 4.0), (0.1, 4096, 0.0))
+    memory = NAMM(NAMMConfig(calibration=points))
+    assert memory.offset_for(0.3, 1024) == pytest.approx(0.0)
+    assert memory.offset_for(0.3, 2048) == pytest.approx(1.0)
+    assert memory.offset_for(0.5, 1) == 2.0
+    assert memory.offset_for(0.5, 8192) == pytest.approx(5.0), "beyond the longest the line goes on"
+    assert memory.offset_for(0.5, 1_000_000) == pytest.approx(6.0), "but not forever"
+    with pytest.raises(ValueError, match=r"fractions from 0\.1 to 0\.5, not for 0\.6"):
+        memory.offset_for(0.6, 1024)
+    with pytest.raises(ValueError, match="calibrated for no fraction"):
+        NAMM().offset_for(0.5, 1024)
+
+
+def test_broken_normalisation_in_a_file_is_refused(tmp_path) -> None:
+    memory = NAMM(NAMMConfig(normalised=True))
+    memory.variance = -memory.variance
+    memory.save_pretrained(tmp_path)
+    with pytest.raises(MemoryFileError, match="variances not negative"):
+        NAMM.from_pretrained(tmp_path)
