@@ -1,8 +1,7 @@
 """Neural attention memory models for transformers: a KV cache that forgets, and really frees what it forgot."""
 
 from namm import policies
-from namm.cache import MemoryCache
-from namm.cache.handover import UnsupportedModelError
+from namm.cache import MemoryCache, UnsupportedModelError
 from namm.cache.stats import CacheStats
 from namm.inspection import Inspection, inspect
 from namm.memory import NAMM, MemoryFileError, NAMMConfig
@@ -10,6 +9,7 @@ from namm.models import ModelNotFoundError, load_model
 from namm.support.version import VERSION as __version__
 
 __all__ = [
+    "__version__",
     "NAMM",
     "CacheStats",
     "Inspection",

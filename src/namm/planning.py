@@ -70,7 +70,7 @@ class Plan:
         tokens = round_up(min(context, round(fraction * context) + undecided))
         columns = self.heads * tokens * (self.token_bytes + state + position)
         carried = config.spectrogram.carry * self.query_heads * (self.width * self.element + torch.float32.itemsize)
-        queries = (undecided + SEGMENT) * self.query_heads * self.width * self.element + carried
+        queries = (undecided + min(SEGMENT, undecided // 4)) * self.query_heads * self.width * self.element + carried
         return self.batch * self.layers * (columns + queries) + self.sliding(context)
 
     def longest(self, room: int, fraction: float | None) -> int:

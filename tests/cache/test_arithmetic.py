@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from namm.cache.arithmetic import Logits, attend, attend_exactly, log_normaliser, replay
+from namm.cache.arithmetic import AttentionForm, attend, attend_exactly, log_normaliser, replay
 from namm.support.tensors import round_up
 
 
@@ -45,7 +45,7 @@ def test_attend_equals_the_definition(shape, softcap, with_sinks, record, seed):
     sinks = torch.randn(group, generator=generator) if with_sinks else None
     record = min(record, queries)
     expected, normaliser = reference(query, keys, 0.5, softcap, sinks)
-    logits, tokens = Logits(0.5, softcap, sinks), older + queries
+    logits, tokens = AttentionForm(0.5, softcap, sinks), older + queries
     slots = round_up(tokens)
     keys, values = F.pad(keys, (0, 0, 0, slots - tokens)), F.pad(values, (0, 0, 0, slots - tokens))
     attention = torch.zeros(record, slots) if record else None
@@ -68,8 +68,8 @@ def test_replay_gives_back_what_earlier_queries_paid() -> None:
     left = torch.tensor([0, 5, 6, 20])  # of the keys that all of these queries saw
     again, every = torch.zeros(16, 4), torch.zeros(3, 16, 4)
     with_new_key = torch.cat([keys[left], torch.randn(1, 8)])
-    replay(query, normaliser.float(), with_new_key, Logits(0.3), again)
-    replay(query, normaliser.float(), with_new_key, Logits(0.3), every)
+    replay(query, normaliser.float(), with_new_key, AttentionForm(0.3), again)
+    replay(query, normaliser.float(), with_new_key, AttentionForm(0.3), every)
     torch.testing.assert_close(again.double(), expected[..., left].mean(0), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(every.double(), expected[..., left], atol=1e-6, rtol=1e-5)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -153,9 +155,9 @@ def test_stats_count_what_is_really_held(tiny: PreTrainedModel, ids: Tensor) -> 
     assert stats.seen == (300,) and stats.layers == (0, 1, 2)
     assert stats.kept == (((75, 75),),) * 3
     assert stats.logical_kv_bytes == 3 * 2 * 75 * 2 * 16 * 4
-    assert stats.kv_bytes == 3 * 2 * 128 * 2 * 16 * 4  # whole segments
+    assert stats.kv_bytes == 3 * 2 * 80 * 2 * 16 * 4  # whole steps
     assert stats.full_bytes == 3 * 2 * 300 * 2 * 16 * 4
-    assert stats.state_bytes == 3 * 2 * 128 * (4 + 4)
+    assert stats.state_bytes == 3 * 2 * 80 * (4 + 4)
     assert stats.query_bytes == 0
     assert "kept 75 (25.0%)" in str(stats)
 
@@ -210,23 +212,6 @@ def test_stats_say_what_is_not_decided_on_yet(tiny: PreTrainedModel, ids: Tensor
     whole = MemoryCache(tiny, Full())
     run(tiny, ids, whole, [])
     assert whole.stats().undecided == (0,)
-
-
-def test_the_model_stays_usable_with_other_caches(tiny: PreTrainedModel, ids: Tensor) -> None:
-    MemoryCache(tiny, Full())
-    with torch.no_grad():
-        ours, without = tiny(ids, past_key_values=DynamicCache(config=tiny.config)).logits, tiny(ids).logits
-        tiny.set_attn_implementation("sdpa")
-        expected = tiny(ids).logits
-    assert torch.equal(ours, expected) and torch.equal(without, expected)
-
-
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_another_attention_implementation_is_refused(tiny: PreTrainedModel, ids: Tensor, implementation: str) -> None:
-    cache = MemoryCache(tiny, Full())
-    tiny.set_attn_implementation(implementation)
-    with pytest.raises(UnsupportedModelError, match="make the MemoryCache after"):
-        tiny(ids, past_key_values=cache)
 
 
 def test_rolling_back_is_refused(tiny: PreTrainedModel, ids: Tensor) -> None:
@@ -288,6 +273,48 @@ def test_no_gradients_are_held(ids: Tensor, tiny: PreTrainedModel) -> None:
     cache = MemoryCache(tiny, NAMMPolicy(MEMORY))
     tiny(ids, past_key_values=cache)
     assert not any(c.requires_grad for layer in cache.layers for row in layer.rows for c in row.store.columns.values())
+
+
+@pytest.mark.fault("A4", siblings="labels in any call; gradients wanted for inputs_embeds")
+def test_a_backward_pass_says_that_no_gradient_passes(ids: Tensor, tiny: PreTrainedModel) -> None:
+    loss = tiny(ids, past_key_values=MemoryCache(tiny, NAMMPolicy(MEMORY)), labels=ids).loss
+    with pytest.raises(UnsupportedModelError, match="no gradient passes"):
+        loss.backward()
+    tiny.zero_grad()
+
+
+@pytest.mark.fault("A15", siblings="states written in any mode after a prompt in another; beams; rows copied")
+@pytest.mark.parametrize("policy", EVICTING, ids=named)
+@pytest.mark.parametrize("first", [torch.inference_mode, torch.no_grad])
+@pytest.mark.parametrize("second", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_a_cache_goes_on_in_another_mode(tiny, ids, policy: Policy, first, second) -> None:
+    cache, expected = MemoryCache(tiny, policy), MemoryCache(tiny, policy)
+    with first():
+        tiny(ids[:, :100], past_key_values=cache)
+    run(tiny, ids[:, :100], expected, [])
+    with second():
+        cache.settle()
+    expected.settle()
+    for each, mode in ((cache, second), (expected, torch.no_grad)):
+        with mode():
+            tiny(ids[:, 100:], past_key_values=each)
+            each.settle()
+        each.check()
+    for found, right in zip(cache.positions(), expected.positions(), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(found[0], right[0], strict=True))
+
+
+@pytest.mark.fault("A16", siblings="a module compiled in place before or after the cache was made")
+def test_a_compiled_model_is_refused(tiny: PreTrainedModel, ids: Tensor) -> None:
+    with pytest.raises(UnsupportedModelError, match="compiled"):
+        MemoryCache(torch.compile(tiny), Full())
+    model = copy.deepcopy(tiny)
+    cache = MemoryCache(model, Full())
+    model.compile(backend="eager")
+    with pytest.raises(UnsupportedModelError, match="compiled"):
+        MemoryCache(model, Full())
+    with torch.no_grad(), pytest.raises(UnsupportedModelError, match="compiled"):
+        model(ids, past_key_values=cache)
 
 
 def test_sliding_layers_pass_through(ids: Tensor) -> None:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from namm.cache.handover import HandedTensor, UnsupportedModelError
+from namm import UnsupportedModelError
+from namm.cache.handover import HandedTensor
 
 
 @pytest.mark.parametrize(

@@ -52,10 +52,10 @@ def attend_exactly(query: Tensor, keys: Tensor, values: Tensor, scaling: float) 
 
 
 @dataclass(frozen=True)
-class Logits:
+class AttentionForm:
     """How queries and keys become logits, and which of the given keys are tokens.
 
-    Keys and values may come with free slots behind them (see `namm.cache.storage.round_up`), which nothing attends to.
+    Keys and values may come with free slots behind them (see `round_up`), which nothing attends to.
 
     Attributes:
         scaling: of the products. softcap: bound of the logits, if any. sinks: ``[group]`` logits that take their share
@@ -66,7 +66,7 @@ class Logits:
     softcap: float | None = None
     sinks: Tensor | None = None
 
-    def of_group(self, group: slice) -> Logits:
+    def of_group(self, group: slice) -> AttentionForm:
         return self if self.sinks is None else replace(self, sinks=self.sinks[group])
 
     def between(self, query: Tensor, keys: Tensor, tokens: int) -> Tensor:
@@ -92,7 +92,7 @@ class Logits:
 
 
 def attend(
-    query: Tensor, keys: Tensor, values: Tensor | None, tokens: int, logits: Logits, record: Tensor | None = None
+    query: Tensor, keys: Tensor, values: Tensor | None, tokens: int, form: AttentionForm, record: Tensor | None = None
 ) -> Tensor | None:
     """Explicit causal attention of one KV head in tiles of queries; the probabilities serve the output and the record.
 
@@ -113,7 +113,7 @@ def attend(
     for start in range(0 if values is not None else unrecorded, queries, QUERY_TILE):
         stop = min(start + QUERY_TILE, queries)
         slots = min(round_up(older + stop), keys.shape[0])
-        probabilities = logits.softmax(logits.between(query[:, start:stop], keys[:slots], older + stop))
+        probabilities = form.softmax(form.between(query[:, start:stop], keys[:slots], older + stop))
         if output is not None and values is not None:
             products = probabilities.view(group * (stop - start), slots) @ values[:slots]
             output[:, start:stop] = products.view(group, stop - start, -1)
@@ -125,16 +125,16 @@ def attend(
     return output
 
 
-def log_normaliser(query: Tensor, keys: Tensor, tokens: int, logits: Logits) -> Tensor:
+def log_normaliser(query: Tensor, keys: Tensor, tokens: int, form: AttentionForm) -> Tensor:
     """Log of the softmax denominator of each query, ``[group, queries]`` float32; arguments as for `attend`."""
-    found = logits.between(query, keys, tokens).float()
-    if logits.sinks is not None:
-        sinks = logits.sinks.to(found)[:, None, None].expand(*found.shape[:-1], 1)
+    found = form.between(query, keys, tokens).float()
+    if form.sinks is not None:
+        sinks = form.sinks.to(found)[:, None, None].expand(*found.shape[:-1], 1)
         found = torch.cat([found, sinks], dim=-1)
     return found.logsumexp(-1)
 
 
-def replay(query: Tensor, log_normalisers: Tensor, keys: Tensor, logits: Logits, into: Tensor) -> None:
+def replay(query: Tensor, log_normalisers: Tensor, keys: Tensor, form: AttentionForm, into: Tensor) -> None:
     """Attention that earlier queries paid to keys that are still there, from their log normalisers.
 
     Args:
@@ -142,6 +142,6 @@ def replay(query: Tensor, log_normalisers: Tensor, keys: Tensor, logits: Logits,
         keys: ``[slots, width]``, the oldest of which those queries saw.
         into: ``[queries, n]`` for the mean over the group or ``[group, queries, n]``: filled for the first n keys.
     """
-    found = bounded((query * logits.scaling) @ keys.T, logits.softcap).float()[..., : into.shape[-1]]
+    found = bounded((query * form.scaling) @ keys.T, form.softcap).float()[..., : into.shape[-1]]
     probabilities = (found - log_normalisers[..., None]).exp_().to(query.dtype)
     into.copy_(probabilities if into.ndim == 3 else mean_of(probabilities))

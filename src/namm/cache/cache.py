@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache, get_layer_types_and_kwargs
 
-from namm.cache.handover import IMPLEMENTATION, UnsupportedModelError
 from namm.cache.layer import MemoryLayer
-from namm.cache.padding import PaddingMask
+from namm.cache.loan import loan_of
+from namm.cache.padding import Padding
+from namm.cache.serves import NEEDS_USE_CACHE, UnsupportedModelError
 from namm.cache.stats import CacheStats, collect
 from namm.memory import NAMM
 from namm.policies import NAMMPolicy
@@ -27,15 +29,16 @@ class MemoryCache(Cache):
 
     Every KV head of every full-attention layer and batch row keeps tokens of its own, and the memory of the others is
     freed. Positions stay true. Layers of other kinds (sliding windows, linear attention) get transformers' own cache.
+    Tokens that a later attention mask hides are forgotten.
 
     Args:
-        model: any transformers decoder that goes through the attention interface. Its attention implementation is set
-            to this library's, which equals sdpa for every other cache, so the model can be used as before.
+        model: any transformers decoder that goes through the attention interface. It is left as it is: the cache
+            borrows its attention for the moments in which it attends (see `namm.cache.loan`).
         policy: a `Policy`, or a `NAMM` to be used as it is.
 
     Raises:
         UnsupportedModelError: if the model can't be served.
-        TypeError: if `policy` is neither a policy nor a memory.
+        TypeError: if `model` is no model, or `policy` neither a policy nor a memory.
 
     Example:
         >>> cache = MemoryCache(model, memory)                                   # doctest: +SKIP
@@ -48,33 +51,90 @@ class MemoryCache(Cache):
             policy = NAMMPolicy(policy)
         if not isinstance(policy, Policy):
             raise TypeError(f"policy must be a namm.policies.Policy or a namm.NAMM, got {type(policy).__name__}")
-        self.policy = policy
-        types, arguments = layer_kinds(model.config, type(model).__name__)
         if policy.update_interval is not None and policy.update_interval < max(1, policy.carry):
             raise ValueError(
                 f"policy {policy.name!r} has the update interval {policy.update_interval}; it must be at least 1 "
                 f"and not below its carry ({policy.carry})"
             )
-        use_memory_attention(model)
-        padding = PaddingMask()
+        self.policy = policy
+        self.padding = Padding()
+        check_model(model)
+        self.loan = loan_of(model)
+        if getattr(getattr(model, "generation_config", None), "use_cache", None) is False:
+            raise UnsupportedModelError(NEEDS_USE_CACHE)
+        types, arguments = layer_kinds(model.config, type(model).__name__)
         super().__init__(
             layers=[
-                MemoryLayer(index, policy, padding)
+                MemoryLayer(index, policy, self.padding, self.loan)
                 if kind == "full_attention"
                 else DYNAMIC_LAYER_TYPE_MAPPING[kind](**options)
                 for index, (kind, options) in enumerate(zip(types, arguments, strict=True))
             ]
         )
-
         self._forgetting = [layer for layer in self.layers if isinstance(layer, MemoryLayer)]
+        text: Any = model.config.get_text_config(decoder=True)
+        self._thrown_away = getattr(text, "original_max_position_embeddings", None) is not None
+        self._switches_at = _longrope_switch(text)
+
+    def __bool__(self) -> bool:
+        """True, but for models that throw a true cache away where their rotary positions change (Phi-3 and its kin)."""
+        return not self._thrown_away
+
+    def attach(self, model: PreTrainedModel) -> None:
+        """Use a cache that was loaded from a file with its model, which a file can't hold.
+
+        Raises:
+            UnsupportedModelError: if the model has other layers than the one the cache was made for.
+        """
+        check_model(model)
+        types, _ = layer_kinds(model.config, type(model).__name__)
+        forgetting = [layer.index for layer in self._forgetting]
+        if len(types) != len(self.layers) or forgetting != [i for i, t in enumerate(types) if t == "full_attention"]:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has other layers than the model that this cache was made for"
+            )
+        self.loan = loan_of(model)
+        for layer in self._forgetting:
+            layer.loan = self.loan
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """As transformers' own; refuses to go on after a call that was interrupted between two layers."""
-        if layer_idx == self._forgetting[0].index and len({layer.seen_with_padding for layer in self._forgetting}) > 1:
-            raise RuntimeError(
-                "an earlier call was interrupted and the layers of this cache have seen different tokens; reset() it"
+        if is_compiled(self.loan.model):
+            raise UnsupportedModelError(COMPILED)
+        if layer_idx >= len(self.layers):
+            raise UnsupportedModelError(
+                f"this cache has {len(self.layers)} layers, the model a layer {layer_idx}: it was made for another one"
             )
+        if layer_idx == self._forgetting[0].index:
+            if len({layer.seen_with_padding for layer in self._forgetting}) > 1:
+                raise RuntimeError(
+                    "an earlier call was interrupted and the layers of this cache saw different tokens; reset() it"
+                )
+            self._refuse_switch(key_states.shape[2])
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def _refuse_switch(self, new: int) -> None:
+        """Keys cached under short rotary frequencies mean nothing under long ones."""
+        seen = max((row.seen for row in self._forgetting[0].rows), default=0)
+        if self._switches_at is not None and 0 < seen <= self._switches_at < seen + new:
+            raise UnsupportedModelError(
+                f"this model changes its rotary positions past {self._switches_at} tokens, and {seen} are cached with "
+                f"the old ones: give a text that will get longer in one call of more than {self._switches_at} tokens, "
+                "or stop before"
+            )
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.padding.select(beam_idx)
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]  # any integers will do
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        rows = len(self._forgetting[0].rows)
+        self.padding.select(torch.arange(rows).repeat_interleave(repeats))
+        super().batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.padding.select(indices)
+        super().batch_select_indices(indices)
 
     def settle(self) -> None:
         """Decide now about the tokens since the last update, instead of when their block is full.
@@ -137,29 +197,37 @@ def layer_kinds(config: PretrainedConfig, name: str) -> tuple[list[str], list[di
     return types, arguments
 
 
-def use_memory_attention(model: PreTrainedModel) -> None:
-    """Set this library's attention on the language model, and leave vision towers and the like alone.
+COMPILED = (
+    "a compiled model can't be served: what a cache keeps changes its shapes from step to step; use the model that "
+    "was compiled"
+)
 
-    Raises:
-        UnsupportedModelError: if the model does not go through transformers' attention interface.
-    """
-    config = model.config
-    name = type(model).__name__
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(f"{name} is an encoder-decoder; a MemoryCache serves decoder-only models")
-    text = config.get_text_config(decoder=True)
-    if text._attn_implementation == IMPLEMENTATION:
-        return
-    if text is config:
-        model.set_attn_implementation(IMPLEMENTATION)
-    else:
-        part = next((key for key in config.sub_configs if getattr(config, key, None) is text), None)
-        if part is None:
-            raise UnsupportedModelError(
-                f"{name} keeps its language model's configuration where this library does not find it"
-            )
-        model.set_attn_implementation({part: IMPLEMENTATION})
-    if text._attn_implementation != IMPLEMENTATION:
+
+def check_model(model: Any) -> None:
+    """Raises TypeError or UnsupportedModelError where a model's class tells that it can't be served."""
+    if isinstance(model, tuple):
+        raise TypeError("MemoryCache takes a model and got a tuple: load_model returns (model, tokenizer)")
+    if is_compiled(model):
+        raise UnsupportedModelError(COMPILED)
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"MemoryCache takes a model of transformers and got {type(model).__name__}")
+    if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
-            f"{name} does not go through transformers' attention interface, so a MemoryCache can't serve it"
+            f"{type(model).__name__} is an encoder-decoder; a MemoryCache serves decoder-only models"
         )
+
+
+def is_compiled(model: Any) -> bool:
+    """By ``torch.compile(model)`` or ``model.compile()``."""
+    return hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
+
+
+def _longrope_switch(config: Any) -> int | None:
+    """The number of tokens beyond which rotary frequencies change, for models whose they do."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    if parameters.get("rope_type") != "longrope":
+        return None
+    limit = parameters.get("original_max_position_embeddings") or getattr(
+        config, "original_max_position_embeddings", None
+    )
+    return None if limit is None else int(limit)

@@ -1,33 +1,37 @@
-"""Attention over a cache that forgets: the function registered with transformers.
+"""Attention over a cache that forgets: what transformers finds while a cache borrows its model's attention.
 
 `MemoryLayer.update` hands the model keys and values that nothing can compute with (`HandedTensor`); a model passes
-them on to its attention function, which is `memory_attention` here and gives them back to the layer. A model that
+them on to its attention function, which is `memory_attention` then and gives them back to the layer. A model that
 computes with cached keys on the way, or another attention function, fails loudly instead of seeing half the tokens.
 """
 
 from __future__ import annotations
 
-import math
+import sys
+import threading
+from collections.abc import Callable
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from namm.cache.arithmetic import Logits, bounded, softmax_beside
-
-IMPLEMENTATION = "namm_memory"
-"""Name of the attention implementation (without "sdpa" or "flash", which would trigger transformers' own checks)."""
-
-
-class UnsupportedModelError(ValueError):
-    """A model, or a way of calling it, that a `MemoryCache` can't serve."""
+from namm.cache.arithmetic import AttentionForm
+from namm.cache.loan import IMPLEMENTATION, Loan, own_implementation
+from namm.cache.padding import Padding
+from namm.cache.serves import NEEDS_USE_CACHE, UnsupportedModelError
 
 
 class _Layer(Protocol):
-    def attend(self, query: Tensor, mask: Tensor | None, logits: Logits) -> Tensor: ...
+    loan: Loan
+    padding: Padding
+
+    def attend(self, query: Tensor, mask: Tensor | None, form: AttentionForm) -> Tensor: ...
+
+
+asking = threading.local()
+"""`asking.layer` is the layer that was asked for mask sizes a moment ago, and for which a mask is made now."""
 
 
 class HandedTensor(Tensor):
@@ -60,10 +64,9 @@ class HandedTensor(Tensor):
             name = getattr(getattr(func, "__self__", None), "__name__", "")
         if name not in cls.READABLE:
             raise UnsupportedModelError(
-                f"the model computed {name!r} on keys or values that a MemoryCache handed to its attention. Either its "
-                f"attention implementation is not {IMPLEMENTATION!r} any more (make the MemoryCache after every "
-                "set_attn_implementation), or the model transforms cached keys, as multi-head latent attention does, "
-                "and can't be served"
+                f"the model computed {name!r} on keys or values that a MemoryCache handed to its attention. Either the "
+                "cache was made for another model (or loaded from a file: attach(model) it first), or the model is "
+                "compiled, or it transforms cached keys, as multi-head latent attention does, and can't be served"
             )
         return super().__torch_function__(func, types, args, kwargs or {})
 
@@ -79,12 +82,8 @@ def memory_attention(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """The attention function for transformers.
-
-    Layers of a `MemoryCache` attend to what they keep; all others (sliding windows, vision towers, models called with
-    an ordinary cache or none) go through transformers' sdpa, or through the explicit form where there is a softcap or
-    there are sinks.
+) -> tuple[Tensor, Tensor | None]:
+    """The attention function for transformers: layers of a `MemoryCache` attend to what they keep.
 
     Args:
         query: ``[batch, query heads, queries, width]``. key, value: ``[batch, KV heads, tokens, width]``.
@@ -96,20 +95,34 @@ def memory_attention(
     Raises:
         UnsupportedModelError: for arguments that change attention in a way the cache doesn't know.
     """
+    if not isinstance(key, HandedTensor):  # of another call, in another thread
+        own = own_attention(module)
+        options = {name: given for name, given in {"softcap": softcap, "s_aux": s_aux}.items() if given is not None}
+        found: tuple[Tensor, Tensor | None] = own(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options, **kwargs
+        )
+        return found
+    layer = key.layer
+    layer.loan.give_back()
+    _refuse_unknown(module, value, layer, dropout, kwargs)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if not isinstance(key, HandedTensor):
-        if softcap is None and s_aux is None:
-            return sdpa_attention_forward(
-                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-            )
-        return _eager(module, query, key, value, attention_mask, scaling, softcap, s_aux), None
-    _refuse_unknown(module, value, key.layer, dropout, kwargs)
-    return key.layer.attend(query, attention_mask, Logits(scaling, softcap, s_aux)), None
+    return layer.attend(query, attention_mask, AttentionForm(scaling, softcap, s_aux)), None
+
+
+def own_attention(module: nn.Module) -> Callable[..., Any]:
+    """The function through which a module attends when no cache borrows it."""
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    interface: Any = ALL_ATTENTION_FUNCTIONS
+    config: Any = module.config
+    found: Callable[..., Any] = interface.get_interface(own_implementation(config), eager)
+    return found
 
 
 def _refuse_unknown(module: nn.Module, value: Tensor, layer: _Layer, dropout: float, kwargs: dict[str, Any]) -> None:
     if not isinstance(value, HandedTensor) or value.layer is not layer:
         raise UnsupportedModelError(f"{type(module).__name__} attends with values that are not the cache's own")
+    if kwargs.get("use_cache") is False:
+        raise UnsupportedModelError(NEEDS_USE_CACHE)
     if dropout and module.training:
         raise UnsupportedModelError("attention dropout is on: call model.eval() before using a MemoryCache")
     for argument in ("sliding_window", "position_bias", "alibi"):
@@ -125,33 +138,36 @@ def _refuse_unknown(module: nn.Module, value: Tensor, layer: _Layer, dropout: fl
         )
 
 
-def _eager(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scaling: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:
-    """Masked attention with softcap or sinks for layers that keep an ordinary cache."""
-    group = query.shape[1] // key.shape[1]
-    logits = query @ repeat_kv(key, group).transpose(-1, -2)
-    queries, tokens = logits.shape[-2:]
-    if mask is None and queries > 1 and getattr(module, "is_causal", True):
-        mask = torch.ones(queries, tokens, dtype=torch.bool, device=query.device).tril(tokens - queries)
-    logits = bounded(logits * scaling, softcap)
-    hidden = ~mask if mask is not None and mask.dtype == torch.bool else None
-    if hidden is not None:
-        logits = logits.masked_fill(hidden, -math.inf)
-    elif mask is not None:
-        logits = logits + mask
-    probabilities = softmax_beside(logits, sinks[:, None] if sinks is not None else None)
-    if hidden is not None:
-        probabilities = probabilities.masked_fill(hidden, 0)  # a row of padding sees nothing: zeros, as sdpa gives
-    return (probabilities @ repeat_kv(value, group)).transpose(1, 2).contiguous()
+def memory_mask(
+    *args: Any,
+    q_length: int,
+    q_offset: int = 0,
+    mask_function: Callable[..., Any] = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    config: Any = None,
+    **kwargs: Any,
+) -> Tensor | None:
+    """The mask function for transformers: what a 2-D mask says goes to the cache, and no large mask is made.
+
+    Only where attention is not plainly causal (two-way blocks of image tokens, say) is the mask made as for sdpa; the
+    layer judges it by its values.
+    """
+    layer: _Layer | None = getattr(asking, "layer", None)
+    asking.layer = None
+    arguments: dict[str, Any] = {"q_length": q_length, "q_offset": q_offset, "mask_function": mask_function}
+    arguments |= {"attention_mask": attention_mask, **kwargs}
+    if layer is None:  # of another call, in another thread
+        found: Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS[own_implementation(config)](
+            *args, config=config, **arguments
+        )
+        return found
+    layer.loan.give_back()
+    layer.padding.told(attention_mask, int(q_offset), q_length)
+    if mask_function is causal_mask_function:
+        return None
+    judged: Tensor | None = sdpa_mask(*args, **arguments)
+    return judged
 
 
 AttentionInterface.register(IMPLEMENTATION, memory_attention)
-AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)  # without a mask function padding would be lost silently
+AttentionMaskInterface.register(IMPLEMENTATION, memory_mask)

@@ -54,10 +54,10 @@ class CacheStats:
 
     @property
     def kept_fractions(self) -> list[float]:
-        """`kept_fraction` of each batch row."""
+        """`kept_fraction` of each batch row; 1.0 for one that holds padding only."""
         rows = list(zip(*self.kept, strict=True))  # [row][layer][head]
         counts = [[count for layer in row for count in layer] for row in rows]
-        return [sum(own) / (len(own) * seen) for own, seen in zip(counts, self.seen, strict=True)]
+        return [sum(own) / (len(own) * seen) if seen else 1.0 for own, seen in zip(counts, self.seen, strict=True)]
 
     @property
     def held_bytes(self) -> int:
@@ -84,13 +84,13 @@ def collect(layers: Sequence[object]) -> CacheStats:
     width = [sum(_token_bytes(row.store.columns[name]) for name in ("keys", "values")) for row in rows]
     return CacheStats(
         seen=tuple(row.seen for row in forgetting[0].rows) if forgetting else (),
-        undecided=tuple(forgetting[0].undecided(row) for row in forgetting[0].rows) if forgetting else (),
+        undecided=tuple(row.undecided for row in forgetting[0].rows) if forgetting else (),
         kept=tuple(tuple(tuple(row.store.lengths) for row in layer.rows) for layer in forgetting),
         layers=tuple(layer.index for layer in forgetting),
         kv_bytes=sum(row.store.nbytes("keys", "values") for row in rows),
         logical_kv_bytes=sum(sum(row.store.lengths) * w for row, w in zip(rows, width, strict=True)),
         state_bytes=sum(row.store.nbytes() - row.store.nbytes("keys", "values") for row in rows),
-        query_bytes=sum(_bytes((row.queries, row.carried, row.carried_normalisers)) for row in rows),
+        query_bytes=sum(row.queries.nbytes() for row in rows),
         other_bytes=sum(
             _bytes((getattr(layer, "keys", None), getattr(layer, "values", None), *_recurrent_states(layer)))
             for layer in layers

@@ -14,7 +14,7 @@ class TokenStore:
     """Keys, values, positions and policy state of the tokens kept, ragged over heads.
 
     Head h owns the slots ``starts[h] : starts[h] + capacities[h]`` of every column, of which the first ``lengths[h]``
-    hold tokens. Capacities are multiples of `SEGMENT`. Invariants (see `check`): segments follow one another without
+    hold tokens. Capacities are whole steps of `round_up`. Invariants (see `check`): segments follow one another without
     gaps, a segment's positions rise strictly, and free slots are zero in every column.
 
     Attributes:
@@ -50,8 +50,9 @@ class TokenStore:
         """
         tokens = keys.shape[1]
         if any(length + tokens > slots for length, slots in zip(self.lengths, self.capacities, strict=True)):
-            self._relocate([slice(0, length) for length in self.lengths], spare=tokens)
-        self.columns = {name: writable(column) for name, column in self.columns.items()}
+            spare = max(tokens, min(SEGMENT, max(self.lengths) // 4))  # of a cache that grows by single tokens
+            self._relocate([slice(0, length) for length in self.lengths], spare)
+        self.make_writable()
         for head, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
             slots = slice(start + length, start + length + tokens)
             self.columns["keys"][slots] = keys[head]
@@ -59,13 +60,17 @@ class TokenStore:
             self.columns["positions"][slots] = positions
         self.lengths = [length + tokens for length in self.lengths]
 
+    def make_writable(self) -> None:
+        """Before writing to views of `head`: columns made in inference mode are copied where that is over."""
+        self.columns = {name: writable(column) for name, column in self.columns.items()}
+
     def keep(self, indices: Sequence[Tensor]) -> None:
         """Forget all but the given tokens of each head and free their memory.
 
         Args:
             indices: for each head a rising ``[kept]`` int64 tensor of indices into its tokens.
         """
-        self._relocate(indices, spare=0)
+        self._relocate(indices)
 
     def clone(self) -> TokenStore:
         other = object.__new__(TokenStore)
@@ -84,7 +89,9 @@ class TokenStore:
         for head in range(self.heads):
             assert self.starts[head] == end, f"head {head} starts at {self.starts[head]}, expected {end}"
             assert 0 <= self.lengths[head] <= self.capacities[head], f"head {head} is longer than its segment"
-            assert self.capacities[head] % SEGMENT == 0, f"head {head} has {self.capacities[head]} slots"
+            assert self.capacities[head] == round_up(self.capacities[head]), (
+                f"head {head} has {self.capacities[head]} slots"
+            )
             end += self.capacities[head]
             positions = self.head(head)["positions"]
             assert bool((positions.diff() > 0).all()), f"head {head}: positions do not rise"
@@ -94,7 +101,7 @@ class TokenStore:
             assert column.shape[0] == end, f"column {name!r} has {column.shape[0]} slots, expected {end}"
             assert column.untyped_storage().nbytes() == column.numel() * column.element_size(), f"{name!r} is a view"
 
-    def _relocate(self, kept: Sequence[Tensor | slice], spare: int) -> None:
+    def _relocate(self, kept: Sequence[Tensor | slice], spare: int = 0) -> None:
         """Move the kept tokens of each head to segments with room for `spare` more."""
         heads = [self.head(head) for head in range(self.heads)]
         lengths = [len(head["positions"][index]) for head, index in zip(heads, kept, strict=True)]

@@ -111,8 +111,8 @@ class BudgetPolicy(Policy):
 
     def __post_init__(self) -> None:
         check_budget("budget", self.budget)
-        if self.update_interval is not None and self.update_interval < 1:
-            raise ValueError(f"update_interval must be at least 1, got {self.update_interval}")
+        if self.update_interval is not None:
+            check_count("update_interval", self.update_interval, 1)
 
     def tokens(self, head: Head) -> int:
         """Tokens the head may keep now, at least 1."""
@@ -125,6 +125,14 @@ def check_budget(name: str, budget: float | int) -> None:
         raise TypeError(f"{name} must be a number, got {budget!r}")
     if not (budget >= 1 if isinstance(budget, int) else 0.0 < budget <= 1.0):
         raise ValueError(f"{name} must be an int >= 1 (tokens) or a float in (0, 1] (fraction), got {budget!r}")
+
+
+def check_count(name: str, value: int, least: int) -> None:
+    """Raises TypeError or ValueError unless the value is a whole number and large enough."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def tokens_within(budget: float | int, head: Head) -> int:

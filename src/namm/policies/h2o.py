@@ -21,6 +21,11 @@ class H2O(BudgetPolicy):
     queries = None
     state = {"mass": Column()}
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.recent <= 1.0:
+            raise ValueError(f"recent must be a share of the budget, 0 to 1, got {self.recent!r}")
+
     def observe(self, head: Head) -> None:
         assert head.attention is not None
         head.columns["mass"] += column_sum(head.attention)

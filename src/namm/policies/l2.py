@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from namm.policies.base import BudgetPolicy, Head, top
+from namm.policies.base import BudgetPolicy, Head, check_count, top
 
 
 @dataclass
@@ -18,6 +18,10 @@ class L2(BudgetPolicy):
 
     name = "l2"
     skip_layers: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("skip_layers", self.skip_layers, 0)
 
     def keep(self, head: Head) -> Tensor:
         if head.layer < self.skip_layers:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from namm.policies.base import BudgetPolicy, Head, top
+from namm.policies.base import BudgetPolicy, Head, check_count, top
 
 
 @dataclass
@@ -15,10 +15,13 @@ class Random(BudgetPolicy):
     name = "random"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("seed", self.seed, 0)
+
     def keep(self, head: Head) -> Tensor:
-        key = (
-            hash((self.seed, head.layer, head.index, head.seen)) % 2**63
-        )  # not the row: a batch must equal single runs
+        # not the row: a batch must equal single runs
+        key = hash((self.seed, head.layer, head.index, head.seen)) % 2**63
         generator = torch.Generator().manual_seed(key)
         lots = torch.rand(head.tokens, generator=generator).to(head.keys.device)
         return top(lots, self.tokens(head), recent=1)

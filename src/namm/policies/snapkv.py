@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from namm.policies.base import BudgetPolicy, Head, top
+from namm.policies.base import BudgetPolicy, Head, check_count, top
 from namm.support.tensors import column_sum
 
 
@@ -26,8 +26,10 @@ class SnapKV(BudgetPolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pool % 2 == 0 or self.window < 1:
-            raise ValueError(f"SnapKV needs an odd pool and a window of at least 1, got {self.pool} and {self.window}")
+        check_count("window", self.window, 1)
+        check_count("pool", self.pool, 1)
+        if self.pool % 2 == 0:
+            raise ValueError(f"pool must be odd, got {self.pool}")
         self.queries = self.window
 
     def observe(self, head: Head) -> Tensor:

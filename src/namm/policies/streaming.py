@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from namm.policies.base import BudgetPolicy, Head, top
+from namm.policies.base import BudgetPolicy, Head, check_count, top
 
 
 @dataclass
@@ -16,6 +16,10 @@ class Streaming(BudgetPolicy):
 
     name = "streaming"
     sinks: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("sinks", self.sinks, 0)
 
     def keep(self, head: Head) -> Tensor:
         count = self.tokens(head)
