@@ -26,6 +26,7 @@ def test_behaves_like_lists(data, heads):
             positions = torch.arange(seen, seen + n)
             marks = positions.float()[None, :, None] + 1000 * torch.arange(heads)[:, None, None]
             store.append(marks.expand(heads, n, 3), -marks.expand(heads, n, 5), positions)
+            store.make_writable()
             for h in range(heads):
                 store.head(h)["mass"][len(model[h]) :] = positions.float()
                 model[h] += range(seen, seen + n)
@@ -57,6 +58,15 @@ def test_single_tokens_copy_the_store_only_once_in_a_while() -> None:
     assert moved <= 20
 
 
+def test_state_takes_no_memory_before_it_is_written() -> None:
+    store = make()
+    store.append(torch.ones(2, 5, 3), torch.ones(2, 5, 5), torch.arange(5))
+    assert set(store.columns) == {"keys", "values", "positions"}
+    store.make_writable()
+    assert store.head(0)["pair"].shape == (5, 2) and not store.columns["mass"].any()
+    store.check()
+
+
 def test_a_clone_shares_nothing() -> None:
     store = make()
     store.append(torch.ones(2, 4, 3), torch.ones(2, 4, 5), torch.arange(4))
@@ -77,6 +87,7 @@ def test_check_finds_damage(damage: str) -> None:
     elif damage == "positions":
         store.head(1)["positions"][2] = 0
     elif damage == "state":
+        store.make_writable()
         store.columns["mass"][6] = 1.0
     else:
         store.columns["keys"] = torch.zeros(2 * len(store.columns["keys"]), 3)[::2]

@@ -18,7 +18,8 @@ class TokenStore:
     gaps, a segment's positions rise strictly, and free slots are zero in every column.
 
     Attributes:
-        columns: name -> ``[slots, ...]``; always "keys" and "values" ``[slots, width]``, "positions" ``[slots]`` int32.
+        columns: name -> ``[slots, ...]``; "keys" and "values" ``[slots, width]``, "positions" ``[slots]`` int32, and
+            from the first `make_writable` on the policy's state, which would be all zeros before.
         lengths: tokens of each head.
     """
 
@@ -30,7 +31,8 @@ class TokenStore:
             "keys": key_like.new_zeros(0, key_like.shape[-1]),
             "values": value_like.new_zeros(0, value_like.shape[-1]),
             "positions": torch.zeros(0, dtype=torch.int32, device=device),
-        } | {name: torch.zeros(0, *c.shape, dtype=c.dtype, device=device) for name, c in state.items()}
+        }
+        self._state = dict(state)
 
     def head(self, head: int) -> dict[str, Tensor]:
         """Views of a head's tokens, oldest first; writing to them writes the store."""
@@ -52,7 +54,7 @@ class TokenStore:
         if any(length + tokens > slots for length, slots in zip(self.lengths, self.capacities, strict=True)):
             spare = max(tokens, min(SEGMENT, max(self.lengths) // 4))  # of a cache that grows by single tokens
             self._relocate([slice(0, length) for length in self.lengths], spare)
-        self.make_writable()
+        self._writable_columns()
         for head, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
             slots = slice(start + length, start + length + tokens)
             self.columns["keys"][slots] = keys[head]
@@ -61,7 +63,14 @@ class TokenStore:
         self.lengths = [length + tokens for length in self.lengths]
 
     def make_writable(self) -> None:
-        """Before writing to views of `head`: columns made in inference mode are copied where that is over."""
+        """Call before writing to views of `head`: columns of inference mode are copied where that is over."""
+        slots, device = sum(self.capacities), self.columns["positions"].device
+        for name, column in self._state.items():
+            if name not in self.columns:
+                self.columns[name] = torch.zeros(slots, *column.shape, dtype=column.dtype, device=device)
+        self._writable_columns()
+
+    def _writable_columns(self) -> None:
         self.columns = {name: writable(column) for name, column in self.columns.items()}
 
     def keep(self, indices: Sequence[Tensor]) -> None:
@@ -74,7 +83,7 @@ class TokenStore:
 
     def clone(self) -> TokenStore:
         other = object.__new__(TokenStore)
-        other.heads = self.heads
+        other.heads, other._state = self.heads, self._state
         other.starts, other.lengths, other.capacities = list(self.starts), list(self.lengths), list(self.capacities)
         other.columns = {name: column.clone() for name, column in self.columns.items()}
         return other
