@@ -132,13 +132,15 @@ def test_what_a_dead_cache_had_borrowed_is_given_back(model, ids) -> None:
     cache = MemoryCache(model, Full())
     cache.get_mask_sizes(5, 0)  # and the model never comes back for the mask
     assert model.config._attn_implementation == IMPLEMENTATION and own_implementation(model.config) == "sdpa"
+    mask = torch.ones_like(ids)
+    mask[:, :9] = 0
     with torch.no_grad():
-        lent = model(ids).logits  # another call meanwhile
+        lent = model(ids, attention_mask=mask).logits  # another call meanwhile
     del cache
     gc.collect()
     assert model.config._attn_implementation == "sdpa"
     with torch.no_grad():
-        assert torch.equal(model(ids).logits, lent)
+        assert torch.equal(model(ids, attention_mask=mask).logits, lent)
 
 
 @torch.no_grad()
@@ -184,3 +186,21 @@ def test_what_is_no_model_is_named(tiny) -> None:
         MemoryCache((tiny, None), Full())  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="got Linear"):
         MemoryCache(torch.nn.Linear(1, 1), Full())  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_a_model_that_peft_wraps_is_served(tiny, ids) -> None:
+    class Wrapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base = tiny
+
+        def get_base_model(self) -> PreTrainedModel:
+            return self.base
+
+        def forward(self, *args, **kwargs):
+            return self.base(*args, **kwargs)
+
+    cache = MemoryCache(Wrapped(), H2O(0.25, 64))  # type: ignore[arg-type]
+    Wrapped()(ids, past_key_values=cache)
+    assert cache.stats().kept_fraction < 0.5

@@ -58,7 +58,7 @@ class MemoryCache(Cache):
             )
         self.policy = policy
         self.padding = Padding()
-        check_model(model)
+        model = served_model(model)
         self.loan = loan_of(model)
         if getattr(getattr(model, "generation_config", None), "use_cache", None) is False:
             raise UnsupportedModelError(NEEDS_USE_CACHE)
@@ -86,7 +86,7 @@ class MemoryCache(Cache):
         Raises:
             UnsupportedModelError: if the model has other layers than the one the cache was made for.
         """
-        check_model(model)
+        model = served_model(model)
         types, _ = layer_kinds(model.config, type(model).__name__)
         forgetting = [layer.index for layer in self._forgetting]
         if len(types) != len(self.layers) or forgetting != [i for i, t in enumerate(types) if t == "full_attention"]:
@@ -203,8 +203,14 @@ COMPILED = (
 )
 
 
-def check_model(model: Any) -> None:
-    """Raises TypeError or UnsupportedModelError where a model's class tells that it can't be served."""
+def served_model(model: Any) -> PreTrainedModel:
+    """The model, out of the wrapper that peft puts around it.
+
+    Raises:
+        TypeError, UnsupportedModelError: where its class tells that it can't be served.
+    """
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
     if isinstance(model, tuple):
         raise TypeError("MemoryCache takes a model and got a tuple: load_model returns (model, tokenizer)")
     if is_compiled(model):
@@ -215,6 +221,7 @@ def check_model(model: Any) -> None:
         raise UnsupportedModelError(
             f"{type(model).__name__} is an encoder-decoder; a MemoryCache serves decoder-only models"
         )
+    return model
 
 
 def is_compiled(model: Any) -> bool:

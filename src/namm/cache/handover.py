@@ -8,7 +8,6 @@ computes with cached keys on the way, or another attention function, fails loudl
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -30,8 +29,20 @@ class _Layer(Protocol):
     def attend(self, query: Tensor, mask: Tensor | None, form: AttentionForm) -> Tensor: ...
 
 
-asking = threading.local()
-"""`asking.layer` is the layer that was asked for mask sizes a moment ago, and for which a mask is made now."""
+class AskedLength(int):
+    """The length of a mask, which knows the layer that it was asked of.
+
+    Attributes:
+        layer: for which the mask is made.
+    """
+
+    layer: _Layer
+
+    @classmethod
+    def of(cls, length: int, layer: _Layer) -> AskedLength:
+        asked = cls(length)
+        asked.layer = layer
+        return asked
 
 
 class HandedTensor(Tensor):
@@ -141,6 +152,7 @@ def _refuse_unknown(module: nn.Module, value: Tensor, layer: _Layer, dropout: fl
 def memory_mask(
     *args: Any,
     q_length: int,
+    kv_length: int,
     q_offset: int = 0,
     mask_function: Callable[..., Any] = causal_mask_function,
     attention_mask: Tensor | None = None,
@@ -152,15 +164,14 @@ def memory_mask(
     Only where attention is not plainly causal (two-way blocks of image tokens, say) is the mask made as for sdpa; the
     layer judges it by its values.
     """
-    layer: _Layer | None = getattr(asking, "layer", None)
-    asking.layer = None
-    arguments: dict[str, Any] = {"q_length": q_length, "q_offset": q_offset, "mask_function": mask_function}
-    arguments |= {"attention_mask": attention_mask, **kwargs}
-    if layer is None:  # of another call, in another thread
+    arguments: dict[str, Any] = {"q_length": q_length, "kv_length": int(kv_length), "q_offset": q_offset}
+    arguments |= {"mask_function": mask_function, "attention_mask": attention_mask, **kwargs}
+    if not isinstance(kv_length, AskedLength):  # of another call, in another thread
         found: Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS[own_implementation(config)](
             *args, config=config, **arguments
         )
         return found
+    layer = kv_length.layer
     layer.loan.give_back()
     layer.padding.told(attention_mask, int(q_offset), q_length)
     if mask_function is causal_mask_function:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from namm.cache.arithmetic import AttentionForm
-from namm.cache.handover import HandedTensor, asking
+from namm.cache.handover import AskedLength, HandedTensor
 from namm.cache.loan import IMPLEMENTATION, Loan
 from namm.cache.padding import Padding
 from namm.cache.row import Row
@@ -59,9 +59,8 @@ class MemoryLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """The mask covers the new tokens only: all that is kept is visible, and padding is never stored."""
-        asking.layer = self  # transformers looks the mask function up next
-        self.loan.borrow()
-        return query_length, self.seen_with_padding
+        self.loan.borrow()  # transformers looks the mask function up next
+        return AskedLength.of(query_length, self), self.seen_with_padding
 
     def get_max_length(self) -> int:
         return -1
