@@ -10,7 +10,7 @@ import threading
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, LlamaForCausalLM, PreTrainedModel
 
 from namm import NAMM, MemoryCache, NAMMConfig, UnsupportedModelError
 from namm.cache.loan import IMPLEMENTATION, own_implementation
@@ -68,10 +68,11 @@ def test_a_cache_serves_any_implementation_also_one_set_later(model, ids, implem
 @pytest.mark.fault("A5")
 def test_continuous_batching_still_works(model, ids) -> None:
     config = GenerationConfig(max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
+    small = ContinuousBatchingConfig(page_size=32, num_blocks=8, max_batch_tokens=64)
     prompt = ids[0, :20].tolist()
 
     def answer() -> list[int]:
-        found = model.generate_batch([prompt], generation_config=config, progress_bar=False)
+        found = model.generate_batch([prompt], generation_config=config, continuous_batching_config=small)
         return next(iter(found.values())).generated_tokens
 
     expected = answer()
