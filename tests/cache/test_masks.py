@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -215,3 +217,22 @@ def test_a_padded_prompt_makes_no_mask_of_prompt_by_prompt(wild: PreTrainedModel
     with torch.no_grad():
         wild(tokens(2, 20), attention_mask=mask, past_key_values=MemoryCache(wild, Full()))
     assert seen == [None, None]
+
+
+@pytest.mark.fault("E", siblings="what is noted of a 2-D mask is one bit a token, and nothing where all are real")
+@torch.no_grad()
+def test_no_mask_of_a_prompt_is_held_through_decoding(wild: PreTrainedModel) -> None:
+    ids = tokens(1, 30)
+    padded = torch.ones(30, 30, dtype=torch.bool).tril()[None, None].repeat(1, 1, 1, 1)
+    padded[..., :4] = False
+    gone = weakref.ref(padded)
+    cache = MemoryCache(wild, Full())
+    wild(ids, attention_mask=padded, past_key_values=cache)
+    assert cache.stats().seen == (26,)
+    del padded
+    wild(ids[:, :1], past_key_values=cache)
+    gc.collect()
+    assert gone() is None
+    whole = MemoryCache(wild, Full())
+    wild(ids, attention_mask=torch.ones(1, 30, dtype=torch.long), past_key_values=whole)
+    assert whole.padding.visible is None
