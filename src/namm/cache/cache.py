@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache, get_layer_types_and_kwargs
+from transformers import PreTrainedModel
+from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache
 
 from namm.cache.layer import MemoryLayer
 from namm.cache.loan import loan_of
 from namm.cache.padding import Padding
-from namm.cache.serves import NEEDS_USE_CACHE, UnsupportedModelError
+from namm.cache.serves import NEEDS_USE_CACHE, UnsupportedModelError, layer_kinds
 from namm.cache.stats import CacheStats, collect
 from namm.memory import NAMM
 from namm.policies import NAMMPolicy
@@ -59,10 +59,10 @@ class MemoryCache(Cache):
         self.policy = policy
         self.padding = Padding()
         model = served_model(model)
+        types, arguments = layer_kinds(model.config, type(model).__name__)
         self.loan = loan_of(model)
         if getattr(getattr(model, "generation_config", None), "use_cache", None) is False:
             raise UnsupportedModelError(NEEDS_USE_CACHE)
-        types, arguments = layer_kinds(model.config, type(model).__name__)
         super().__init__(
             layers=[
                 MemoryLayer(index, policy, self.padding, self.loan)
@@ -180,23 +180,6 @@ class MemoryCache(Cache):
             raise UnsupportedModelError(CANNOT_ROLL_BACK)
 
 
-def layer_kinds(config: PretrainedConfig, name: str) -> tuple[list[str], list[dict[str, Any]]]:
-    """The kind of each layer of the language model, and what transformers makes its cache with.
-
-    Args:
-        name: of the model, for the error.
-
-    Raises:
-        UnsupportedModelError: if none of them has full attention, the only kind that can forget.
-    """
-    types, arguments = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
-    if "full_attention" not in types:
-        raise UnsupportedModelError(
-            f"{name} has no full-attention layer to forget in (its layers: {sorted(set(types))})"
-        )
-    return types, arguments
-
-
 COMPILED = (
     "a compiled model can't be served: what a cache keeps changes its shapes from step to step; use the model that "
     "was compiled"
@@ -217,10 +200,6 @@ def served_model(model: Any) -> PreTrainedModel:
         raise UnsupportedModelError(COMPILED)
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"MemoryCache takes a model of transformers and got {type(model).__name__}")
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is an encoder-decoder; a MemoryCache serves decoder-only models"
-        )
     return model
 
 
