@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from transformers import DynamicCache
 
 import namm.learning.distil.run
 from namm import NAMM, MemoryCache, NAMMConfig
-from namm.learning import DistillConfig, Sample, TrainConfig, distill, record_document, train
+from namm.learning import DistillConfig, Progress, Sample, TrainConfig, distill, record_document, train
 from namm.learning.distil.record import EVERY
 from namm.learning.distil.regression import FLOOR, influence_loss
 from namm.policies import NAMMPolicy
@@ -151,7 +153,7 @@ def test_distilling_is_deterministic_resumable_and_calibrated(reader, characters
     loaded = NAMM.from_pretrained(tmp_path / "a")
     assert loaded.config == first.config and torch.equal(loaded.flat, first.flat)
 
-    shutil.copytree(tmp_path / "a" / "work", tmp_path / "b" / "work")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
     for file in ("0003.pt", "final.ckpt"):
         (tmp_path / "b" / "work" / file).unlink()
     calls = []
@@ -163,10 +165,41 @@ def test_distilling_is_deterministic_resumable_and_calibrated(reader, characters
     assert torch.equal(first.flat, resumed.flat)
 
 
-def test_work_of_other_settings_is_not_mixed(reader, characters, tmp_path: Path) -> None:
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "settings.json").write_text("{}")
-    with pytest.raises(ValueError, match="work of another distillation"):
+@pytest.mark.fault("A11", siblings="refining: `identify` saw eight values of a parameter")
+def test_work_of_another_model_or_other_settings_is_not_mixed(reader, characters, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        distill(reader, characters, documents(), tmp_path, memory=CONFIG, settings=SETTINGS, progress=interrupt)
+    other = copy.deepcopy(reader)
+    with torch.no_grad():
+        other.model.layers[1].mlp.up_proj.weight[3, 5] += 0.5
+    with pytest.raises(ValueError, match="a distillation that differs in: model;"):
+        distill(other, characters, documents(), tmp_path, memory=CONFIG, settings=SETTINGS)
+    fewer = replace(SETTINGS, facts=0)
+    with pytest.raises(ValueError, match="a distillation that differs in: settings"):
+        distill(reader, characters, documents(), tmp_path, memory=CONFIG, settings=fewer)
+
+
+def interrupt(progress: Progress) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.fault("B12", siblings="refining, evolving")
+def test_a_memory_is_not_written_over_its_model(reader, characters, reader_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(reader_folder, tmp_path / "model")
+    before = (tmp_path / "model" / "config.json").read_bytes()
+    with pytest.raises(ValueError, match="name a new or empty folder"):
+        distill(reader, characters, documents(), tmp_path / "model", memory=CONFIG, settings=SETTINGS)
+    assert (tmp_path / "model" / "config.json").read_bytes() == before
+
+
+@pytest.mark.fault("B14", siblings="refining's readings and checkpoints, the claim, the memory itself")
+@pytest.mark.parametrize("file", ["0003.pt", "final.ckpt"])
+@pytest.mark.parametrize("left", [0, 100])
+def test_a_cut_file_of_an_earlier_run_is_named(reader, characters, tmp_path: Path, file: str, left: int) -> None:
+    distill(reader, characters, documents(), tmp_path, memory=CONFIG, settings=SETTINGS)
+    path = tmp_path / "work" / file
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(ValueError, match=rf"{file} is cut short or damaged: delete it"):
         distill(reader, characters, documents(), tmp_path, memory=CONFIG, settings=SETTINGS)
 
 

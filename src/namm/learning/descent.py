@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from namm.support.runs import save_atomically
+from namm.support.files import load_saved, save_atomically
 
 CHECKPOINT_EVERY = 100
 NEIGHBOURS = 200  # a batch is drawn from samples of about one length, so that padding is small
@@ -36,7 +36,7 @@ class Training:
             self._optimizer, learning_rate, total_steps=steps + 1, pct_start=min(warm, 0.9)
         )
         if checkpoint is not None and checkpoint.exists():
-            state = torch.load(checkpoint, weights_only=True)
+            state = load_saved(checkpoint)
             self.done, self._running = state["step"], state["running"]
             with torch.no_grad():
                 self.flat.copy_(state["flat"])

@@ -16,6 +16,7 @@ from torch import Tensor
 from namm.memory.files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, MemoryFileError, find_memory, read_tensors
 from namm.memory.network import initial_parameters, parameter_count, parameter_shapes, token_scores, unflatten
 from namm.memory.spectrogram import SpectrogramConfig, age_features, compress, normalise
+from namm.support.fingerprints import fingerprint
 
 REACH = 4  # times the longest calibrated length, to which offsets are extrapolated
 
@@ -119,6 +120,10 @@ class NAMM:
     def flat_parameters(self) -> Tensor:
         """A copy of the parameters, ``[parameters]`` float32."""
         return self.flat.detach().clone()
+
+    def fingerprint(self) -> str:
+        """Of all that its decisions depend on: parameters, normalisation and configuration."""
+        return fingerprint(self.flat, self.mean, self.variance, asdict(self.config))
 
     def load_flat_parameters(self, vector: Tensor) -> None:
         """Replace the parameters.

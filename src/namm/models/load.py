@@ -121,6 +121,14 @@ def load_model(
     return model, tokenizer
 
 
+def local_path(name: str | os.PathLike[str] | None) -> Path | None:
+    """The folder or file that `load_model` reads under a name; None for an embedded model, a hub id or no name."""
+    if name is None or os.fspath(name) in ("", *EMBEDDED):
+        return None
+    path = Path(name).expanduser()
+    return path if path.exists() else None
+
+
 def _load_tokenizer(source: str | Path, kwargs: dict[str, Any]) -> PreTrainedTokenizerBase:
     options = {key: value for key, value in kwargs.items() if key in FILE_OPTIONS}
     return AutoTokenizer.from_pretrained(source, **options)

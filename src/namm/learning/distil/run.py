@@ -7,16 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from namm.learning.calibrate import calibrate_on_longest, centre
 from namm.learning.distil.record import Sample, record_document
 from namm.learning.distil.regression import TrainConfig, train
-from namm.learning.passages import cut_passages
+from namm.learning.passages import Passage, cut_passages
 from namm.memory import NAMM, NAMMConfig
+from namm.models.load import local_path
 from namm.policies import NAMMPolicy
-from namm.support.runs import Progress, claim, digest, identify, save_atomically
+from namm.support.files import load_saved, save_atomically
+from namm.support.fingerprints import fingerprint, model_fingerprint
+from namm.support.runs import Progress, check_output, claim
 from namm.tasks.documents import Document
 
 REPEAT = "\n\nRepeat the text above.\n\n"
@@ -71,10 +73,10 @@ def distill(
     interrupted distillation goes on where it stopped and ends with the same parameters. Deterministic for a seed.
 
     Raises:
-        ValueError: if no document is long enough, or `folder` holds the work of other settings.
+        ValueError: if no document is long enough, or `folder` holds anything but the work of these arguments.
     """
     folder, interval = Path(folder), memory.update_interval
-    work = folder / "work"
+    check_output(folder, inputs=[local_path(model.name_or_path)])
     passages = cut_passages(
         tokenizer,
         documents,
@@ -83,15 +85,27 @@ def distill(
         facts=settings.facts,
         rng=random.Random(f"{settings.training.seed} passages"),
     )
-    claim(
-        work,
-        {
-            "model": identify(model),
-            "memory": asdict(memory),
-            "settings": asdict(settings),
-            "passages": [digest(passage.ids) for passage in passages],
-        },
-    )
+    depends = {
+        "model": model_fingerprint(model),
+        "memory": asdict(memory),
+        "settings": asdict(settings),
+        "passages": fingerprint(*(passage.ids for passage in passages)),
+    }
+    with claim(folder, "distillation", depends):
+        return _distill(model, tokenizer, passages, folder, memory, settings, progress)
+
+
+def _distill(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    passages: Sequence[Passage],
+    folder: Path,
+    memory: NAMMConfig,
+    settings: DistillConfig,
+    progress: Callable[[Progress], None],
+) -> NAMM:
+    work = folder / "work"
+    work.mkdir(exist_ok=True)
     first = max(1, round(settings.first * len(passages)))
     repeat = tokenizer(REPEAT, return_tensors="pt", add_special_tokens=False).input_ids
 
@@ -129,4 +143,4 @@ def distill(
 
 
 def _load_samples(file: Path) -> list[Sample]:
-    return [Sample(**values) for values in torch.load(file, weights_only=True)]
+    return [Sample(**values) for values in load_saved(file)]

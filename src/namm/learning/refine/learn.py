@@ -23,7 +23,7 @@ from namm.learning.passages import Passage
 from namm.learning.refine.lessons import Lesson, Reading, examine, make_exam
 from namm.memory import NAMM
 from namm.memory.network import token_scores, unflatten
-from namm.support.runs import save_atomically
+from namm.support.files import load_saved, save_atomically
 
 BEYOND = 0.1  # share of verdicts at the bound from which on a price means nothing
 HOLD = 10.0  # weight of attention sinks, times that of any other token
@@ -202,7 +202,7 @@ def refine(
                     model, memory, exam, fraction, scored=settings.scored, recall=settings.recall, rng=rng
                 )
                 save_atomically({"lessons": [asdict(lesson) for lesson in found], "reading": asdict(seen)}, file)
-            stored = torch.load(file, weights_only=True)
+            stored = load_saved(file)
             lessons += [Lesson(**lesson) for lesson in stored["lessons"]]
             read += 1
             reading(read, Reading(**stored["reading"]))

@@ -15,7 +15,9 @@ from namm.learning.passages import Passage, cut_passages
 from namm.learning.refine.learn import RefineConfig, in_turn, refine
 from namm.learning.refine.lessons import Reading
 from namm.memory import NAMM
-from namm.support.runs import Progress, claim, digest, identify
+from namm.models.load import local_path
+from namm.support.fingerprints import fingerprint, model_fingerprint
+from namm.support.runs import Progress, check_output, claim
 from namm.tasks.documents import Document
 
 FACTS = 120  # one hidden fact for about so many tokens
@@ -50,6 +52,7 @@ def improve(
             work of other arguments.
     """
     folder, interval = Path(folder), memory.config.update_interval
+    check_output(folder, inputs=[local_path(model.name_or_path)])
     if not memory.config.calibration:
         raise ValueError("only a calibrated memory can be refined, such as `namm distill` makes")
     whole = [max(3 * interval, length // interval * interval) for length in lengths]
@@ -64,19 +67,28 @@ def improve(
     passages, turns = [passage for passage, _ in dealt], [turn for _, turn in dealt]
     if len(set(turns)) < settings.rounds:  # few passages: every round needs one
         turns = in_turn(len(passages), settings.rounds)
-    work = folder / "work"
-    claim(
-        work,
-        {
-            "model": identify(model),
-            "dtype": str(model.dtype),
-            "start": [digest(part) for part in (memory.flat, memory.mean, memory.variance)],
-            "memory": asdict(memory.config),
-            "settings": asdict(settings),
-            "passages": [[digest(passage.ids), turn] for passage, turn in zip(passages, turns, strict=True)],
-        },
-    )
+    depends = {
+        "model": model_fingerprint(model),
+        "start": memory.fingerprint(),
+        "settings": asdict(settings),
+        "passages": fingerprint(*(passage.ids for passage in passages), turns),
+    }
+    with claim(folder, "refinement", depends):
+        return _improve(model, tokenizer, memory, sources, folder, passages, turns, calibration, settings, progress)
 
+
+def _improve(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    memory: NAMM,
+    sources: Sequence[Sequence[Document]],
+    folder: Path,
+    passages: Sequence[Passage],
+    turns: Sequence[int],
+    calibration: int,
+    settings: RefineConfig,
+    progress: Callable[[Progress], None],
+) -> NAMM:
     def reading(done: int, found: Reading) -> None:
         note = f"divergence {found.passage:.3f}, of what is recalled {found.recall:.2f}, at {found.kept:.2f} kept"
         progress(Progress("reading", done, len(passages), note))
@@ -85,7 +97,7 @@ def improve(
         progress(Progress(f"learning ({turn + 1} of {settings.rounds})", step, settings.steps, f"loss {loss:.2f}"))
 
     refined = refine(
-        model, tokenizer, memory, passages, settings, work, turns=turns, reading=reading, learning=learning
+        model, tokenizer, memory, passages, settings, folder / "work", turns=turns, reading=reading, learning=learning
     )
     long: list[Passage] = []
     for number, source in enumerate(sources):
