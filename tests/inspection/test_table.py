@@ -28,7 +28,7 @@ def test_one_text_by_hand(by_rule) -> None:
     # of the first block all 10 against (10 + 30 / 2) / 40 on average; of the second 15 of 20 against 25 / 40
     ratios = [1 / 0.625, 0.75 / 0.625]
     assert numbers.relative == pytest.approx(np.mean(ratios))
-    assert numbers.interval == pytest.approx(1.96 * np.std(ratios, ddof=1) / math.sqrt(2))
+    assert numbers.interval == pytest.approx(12.706205 * np.std(ratios, ddof=1) / math.sqrt(2))
     assert marks.kept == 0.5 and marks.relative == pytest.approx(0.5 / 0.625)
 
 

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from namm import NAMM, MemoryFileError, NAMMConfig
 from namm.memory import shipped_memories
@@ -35,16 +41,61 @@ def test_saving_and_loading_is_exact(saved: Path) -> None:
     assert (saved / "README.md").read_text() == "# A card\n"
 
 
+class PowerCut(Exception):
+    pass
+
+
+@pytest.mark.fault("B14", siblings="the model card; claims, checkpoints and recordings, which were not synced to disk")
+@pytest.mark.parametrize("done", range(4))
+def test_a_power_cut_leaves_the_old_memory_or_the_new_one(saved: Path, monkeypatch: pytest.MonkeyPatch, done) -> None:
+    """Files are replaced one after the other; whichever was the last, weights and configuration belong together."""
+    old, new = (
+        NAMM.from_pretrained(saved),
+        NAMM(replace(CONFIG, kept=0.5, ema=(0.5, 0.6)), torch.ones(CONFIG.parameters)),
+    )
+    replaced: list[str] = []
+    whole = os.replace
+
+    def cut(source: Path, target: Path) -> None:
+        if len(replaced) == done:
+            raise PowerCut
+        replaced.append(Path(target).name)
+        whole(source, target)
+
+    monkeypatch.setattr(os, "replace", cut)
+    with contextlib.suppress(PowerCut):
+        new.save_pretrained(saved, card="# Another\n")
+    assert len(replaced) == done
+    wanted = new if WEIGHTS_FILE in replaced else old
+    found = NAMM.from_pretrained(saved)
+    assert found.config == wanted.config and torch.equal(found.flat, wanted.flat)
+    monkeypatch.undo()
+    new.save_pretrained(saved)
+    assert NAMM.from_pretrained(saved).config == new.config
+    assert {file.name for file in saved.iterdir()} - {"README.md.partial"} == {WEIGHTS_FILE, CONFIG_FILE, "README.md"}
+
+
 def test_a_save_that_fails_leaves_the_old_memory(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = NAMM.from_pretrained(saved)
 
-    def full(self: Path, text: str) -> int:
+    def full(file: int) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
         NAMM(CONFIG).save_pretrained(saved)
     assert torch.equal(NAMM.from_pretrained(saved).flat, old.flat)
+
+
+@pytest.mark.fault("B14", siblings="files copied from two places, and a configuration that was edited")
+def test_a_configuration_of_other_weights_is_refused(saved: Path, tmp_path: Path) -> None:
+    NAMM(replace(CONFIG, update_interval=128), torch.ones(CONFIG.parameters)).save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / CONFIG_FILE, saved)
+    with pytest.raises(MemoryFileError, match=r"not the configuration that model\.safetensors was saved with"):
+        NAMM.from_pretrained(saved)
+    (saved / CONFIG_FILE).unlink()
+    with pytest.raises(MemoryFileError, match="config.json is missing"):
+        NAMM.from_pretrained(saved)
 
 
 def test_flat_parameters_are_a_copy_and_load_back() -> None:
@@ -81,6 +132,9 @@ def _edit(folder: Path, **values: object) -> None:
 
 
 def test_shapes_that_disagree_with_the_configuration_are_named(saved: Path) -> None:
+    tensors = load_file(saved / WEIGHTS_FILE)
+    save_file(tensors, saved / WEIGHTS_FILE)  # as older versions did, without the configuration
+    assert NAMM.from_pretrained(saved).config == CONFIG
     _edit(saved, hidden=32)
     with pytest.raises(MemoryFileError, match=r"'attention.qkv.weight' has shape \(42, 48\).*asks for \(42, 96\)"):
         NAMM.from_pretrained(saved)
@@ -90,9 +144,10 @@ def test_a_misspelt_key_and_a_broken_file_are_named(saved: Path) -> None:
     _edit(saved, hiden=16)
     with pytest.raises(MemoryFileError, match="unknown keys.*hiden"):
         NAMM.from_pretrained(saved)
-    (saved / CONFIG_FILE).write_text("{")
-    with pytest.raises(MemoryFileError, match="no memory configuration"):
-        NAMM.from_pretrained(saved)
+    for broken in ("{", "", "[]"):
+        (saved / CONFIG_FILE).write_text(broken)
+        with pytest.raises(MemoryFileError, match="config.json is no memory configuration"):
+            NAMM.from_pretrained(saved)
 
 
 def test_an_unknown_name_lists_what_ships() -> None:
@@ -109,6 +164,7 @@ def test_an_unknown_name_lists_what_ships() -> None:
         {"state_dtype": "int8"},
         {"compression": "sqrt"},
         {"window": 64, "hop": 16, "update_interval": 32},
+        {"calibration": ((0.25, 512, math.nan),)},
     ],
 )
 def test_bad_configurations_are_refused(values: dict[str, object]) -> None:

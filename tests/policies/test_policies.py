@@ -137,3 +137,15 @@ def test_a_policy_without_a_rule_says_so() -> None:
 
 def test_top_prefers_recent_then_best() -> None:
     assert top(torch.tensor([0.1, 0.9, 0.5, 0.0]), 2, recent=1).tolist() == [False, True, False, True]
+
+
+@pytest.mark.fault("A8", siblings="an offset of NaN, and calibrated offsets of NaN, which gave the same")
+def test_scores_of_nan_are_refused_with_their_place():
+    view = head(40, 64)
+    view.layer, view.index = 3, 1
+    assert view.attention is not None
+    view.attention[5, 7] = torch.nan
+    with pytest.raises(ValueError, match=r"layer 3, KV head 1, as NaN.*bfloat16 or float32"):
+        decide(NAMMPolicy(NAMM(NAMMConfig(update_interval=32)), offset=1e9), view)
+    with pytest.raises(ValueError, match="offset is NaN"):
+        NAMMPolicy(NAMM(), offset=float("nan"))

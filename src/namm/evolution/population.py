@@ -41,7 +41,8 @@ class PopulationPolicy(NAMMPolicy):
         own = [row[longest - head.tokens :] for row, head in zip(scores, heads, strict=True)]
         broken = torch.stack([row.isnan().any() for row in own])
         self.failed.update(heads[int(i)].row for i in broken.nonzero())
-        return [self.decide(head, row) for head, row in zip(heads, own, strict=True)]
+        # the others go on, so one that fails keeps as little as can be
+        return [self.decide(head, row.nan_to_num(-torch.inf)) for head, row in zip(heads, own, strict=True)]
 
 
 @torch.inference_mode()

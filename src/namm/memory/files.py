@@ -10,6 +10,7 @@ from torch import Tensor
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
+CONFIG_KEY = "namm"  # of the weights' metadata: the configuration they were saved with
 
 
 class MemoryFileError(OSError):
@@ -40,11 +41,13 @@ def find_memory(name: str | Path) -> Path:
     )
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors of a file, and the configuration that they were saved with (None in files that carry none)."""
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            saved = (file.metadata() or {}).get(CONFIG_KEY)
+            return {name: file.get_tensor(name) for name in file.keys()}, saved  # noqa: SIM118  # it is no dict
     except (OSError, SafetensorError) as error:
         raise MemoryFileError(f"{path} is missing or damaged ({error}); copy or download it again") from error

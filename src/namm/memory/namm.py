@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from namm.memory.files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, MemoryFileError, find_memory, read_tensors
+from namm.memory.files import (
+    CARD_FILE,
+    CONFIG_FILE,
+    CONFIG_KEY,
+    WEIGHTS_FILE,
+    MemoryFileError,
+    find_memory,
+    read_tensors,
+)
 from namm.memory.network import initial_parameters, parameter_count, parameter_shapes, token_scores, unflatten
 from namm.memory.spectrogram import SpectrogramConfig, age_features, compress, normalise
+from namm.support.files import commit, prepare, strict_json, write_atomically
 from namm.support.fingerprints import fingerprint
 
 REACH = 4  # times the longest calibrated length, to which offsets are extrapolated
@@ -60,6 +68,8 @@ class NAMMConfig:
             raise ValueError(f"update_interval {self.update_interval} must be a positive multiple of hop {self.hop}")
         if self.update_interval < self.spectrogram.carry:
             raise ValueError(f"update_interval {self.update_interval} must not be shorter than window - hop")
+        if not all(math.isfinite(value) for triple in self.calibration for value in triple):
+            raise ValueError("the calibration holds NaN or infinite values")
         if self.state_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"state_dtype must be 'float32' or 'bfloat16', got {self.state_dtype!r}")
 
@@ -185,7 +195,10 @@ class NAMM:
         return float(np.interp(kept, fractions, at_length))
 
     def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:
-        """Write ``config.json``, ``model.safetensors`` and, where given, a model card ``README.md``."""
+        """Write ``config.json``, ``model.safetensors`` and, where given, a model card ``README.md``.
+
+        Atomic: whenever it is interrupted, the folder holds the memory that it held or this one.
+        """
         from safetensors.torch import save_file
 
         folder = Path(folder)
@@ -193,14 +206,14 @@ class NAMM:
         tensors = unflatten(self.flat.detach().cpu(), self.config.features, self.config.hidden)
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         tensors |= {"normalisation.mean": self.mean.cpu(), "normalisation.variance": self.variance.cpu()}
-        config = {"model_type": "namm"} | asdict(self.config)
-        partial = [folder / f"{name}.partial" for name in (WEIGHTS_FILE, CONFIG_FILE)]
-        save_file(tensors, partial[0], metadata={"format": "pt"})
-        partial[1].write_text(json.dumps(config, indent=2) + "\n")
-        for path in partial:
-            os.replace(path, path.with_suffix(""))
+        config = strict_json({"model_type": "namm"} | asdict(self.config), indent=2) + "\n"
+        metadata = {"format": "pt", CONFIG_KEY: config}
+        # the old memory is there until the weights are replaced, and the new one from then on, see `read_config`
+        described = prepare(folder / CONFIG_FILE, config)
+        write_atomically(folder / WEIGHTS_FILE, lambda partial: save_file(tensors, partial, metadata=metadata))
+        commit(described, folder / CONFIG_FILE)
         if card is not None:
-            (folder / CARD_FILE).write_text(card)
+            write_atomically(folder / CARD_FILE, card)
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> NAMM:
@@ -210,11 +223,8 @@ class NAMM:
             MemoryFileError: naming what is missing, damaged or inconsistent, and what to do.
         """
         folder = find_memory(name)
-        try:
-            config = NAMMConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise MemoryFileError(f"{folder / CONFIG_FILE} is no memory configuration: {error}") from error
-        tensors = read_tensors(folder / WEIGHTS_FILE)
+        tensors, saved = read_tensors(folder / WEIGHTS_FILE)
+        config = _read_config(folder, saved)
         shapes = parameter_shapes(config.features, config.hidden)
         statistics = {
             f"normalisation.{name}": (len(config.ema) * config.spectrogram.bins,) for name in ("mean", "variance")
@@ -233,3 +243,24 @@ class NAMM:
             return cls(config, flat, mean, variance)
         except ValueError as error:
             raise MemoryFileError(f"{folder / WEIGHTS_FILE}: {error}") from error
+
+
+def _read_config(folder: Path, saved: str | None) -> NAMMConfig:
+    """The configuration of the weights in a folder.
+
+    Weights carry the one they were saved with. If ``config.json`` differs from it, saving was interrupted after the
+    weights, and the new file still lies beside the old one; or it was edited.
+    """
+    try:
+        wanted = None if saved is None else NAMMConfig.from_dict(json.loads(saved))
+        for file in (folder / CONFIG_FILE, folder / f"{CONFIG_FILE}.partial"):
+            if file.exists() or wanted is None:
+                found = NAMMConfig.from_dict(json.loads(file.read_text(encoding="utf-8")))
+                if wanted in (None, found):
+                    return found
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise MemoryFileError(f"{folder / CONFIG_FILE} is no memory configuration: {error}") from error
+    raise MemoryFileError(
+        f"{folder / CONFIG_FILE} is missing, or not the configuration that {WEIGHTS_FILE} was saved with: copy both from one "
+        "source; another configuration is set in Python and saved with `save_pretrained`"
+    )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,8 @@ class NAMMPolicy(Policy):
         if self.kept is not None and self.offset is not None:
             raise ValueError("give either offset or kept, not both")
         self._aim = config.kept if self.kept is None and self.offset is None else self.kept
+        if self.offset is not None and math.isnan(self.offset):
+            raise ValueError("offset is NaN: give a number, or a fraction as `kept`")
         if self._aim is not None:
             self.memory.offset_for(self._aim, 1)  # refuse early
         if self.cap is not None:
@@ -62,8 +65,17 @@ class NAMMPolicy(Policy):
         return self.decide(head, self._memory_on(head.positions.device).scores(head.summary))
 
     def decide(self, head: Head, scores: Tensor) -> Tensor:
-        """``[tokens]`` bool from the scores of a head's tokens, ``[tokens]``."""
+        """``[tokens]`` bool from the scores of a head's tokens, ``[tokens]``.
+
+        Raises:
+            ValueError: for a score of NaN, which says nothing of its token.
+        """
         scores = scores + self.offset_at(head.seen)
+        if scores.isnan().any():
+            raise ValueError(
+                f"the memory scores tokens of layer {head.layer}, KV head {head.index}, as NaN: the model's attention "
+                "overflows its dtype, or the memory's weights are wild; load the model in bfloat16 or float32"
+            )
         keep = scores >= 0
         keep[-1] = True  # the newest stays in any case, and counts
         if self.cap is not None and int(keep.sum()) > (limit := tokens_within(self.cap, head)):
