@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 import namm
-from namm.evaluation import mean_interval
 from namm.evolution import Evolution, SampleSource, read_config, starting_memory
 from namm.evolution.run import Tested
 from namm.evolution.workers import in_process
+from namm.support.fingerprints import model_fingerprint
+from namm.support.statistics import mean_interval
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
         config = config.at_most(arguments.generations)
     model, tokenizer = namm.load_model(config.model, device=arguments.device)
     memory = starting_memory(config.start)
-    scorer = in_process(model, tokenizer, memory)
+    scorer, own = in_process(model, tokenizer, memory), model_fingerprint(model)
     console = Console(width=120)
     found: dict[str, list[Tested]] = {}
     for seed in arguments.seeds:
@@ -47,7 +48,7 @@ def main() -> None:
             settings = replace(config, seed=seed, strategy=strategy)
             source = SampleSource.read(settings, tokenizer)
             folder = arguments.output / f"{strategy}-{seed}"
-            outcome = Evolution(settings, memory, source, scorer, folder).run()
+            outcome = Evolution(settings, memory, source, scorer, folder, model=own).run()
             console.print(f"{folder}: {outcome.start.fitness:.3f} to {outcome.final.fitness:.3f}", highlight=False)
             if strategy == arguments.strategies[0]:
                 found.setdefault("start", []).append(outcome.start)

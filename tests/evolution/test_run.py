@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,13 @@ import psutil
 import pytest
 import torch
 
-from evolution.runs import SETTINGS, evolution, memory
+from evolution.runs import CONFIG, SETTINGS, evolution, memory, setup
 from namm import NAMM, load_model
 from namm.evolution import Generation, Stage
+from namm.evolution.fitness import Score, Work
 from namm.evolution.report import card, plot, write_events
-from namm.evolution.workers import Setup, in_process, processes, ray_cluster
+from namm.evolution.workers import in_process, processes, ray_cluster
+from namm.tasks import Sample
 
 
 @pytest.fixture(scope="module")
@@ -71,23 +74,33 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(uninterrupted, reader_f
     assert torch.equal(resumed.memory.flat, outcome.memory.flat)
     assert resumed == replace(outcome, memory=resumed.memory)
     lines = (tmp_path / "journal.jsonl").read_text().splitlines()
-    assert len(lines) == len(set(lines)) == 1 + 9 + len(measured), "something was measured twice"
+    assert len(lines) == len(set(lines)) == 9 + len(measured), "something was measured twice"
+
+
+def program(*arguments: object) -> list[str]:
+    return [sys.executable, str(Path(__file__).parent / "runs.py"), *map(str, arguments)]
 
 
 def test_kill_minus_nine_in_the_middle_of_a_generation(uninterrupted, reader_folder, tmp_path):
     outcome, _, _ = uninterrupted
-    program = [sys.executable, str(Path(__file__).parent / "runs.py"), str(reader_folder), str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    journal = tmp_path / "journal.jsonl"
-    running = subprocess.Popen(program, env=environment)
-    while not journal.exists() or journal.read_bytes().count(b"\n") < 8:
-        assert running.poll() is None, "it ended before it could be killed"
-        time.sleep(0.01)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
-    assert not (tmp_path / "model.safetensors").exists()
-    subprocess.run(program, env=environment, check=True)
+    killed = subprocess.run(program(reader_folder, tmp_path, int(signal.SIGKILL), 7), env=environment)
+    assert killed.returncode == -signal.SIGKILL and not (tmp_path / "model.safetensors").exists()
+    assert (tmp_path / "journal.jsonl").read_bytes().count(b"\n") == 7
+    subprocess.run(program(reader_folder, tmp_path), env=environment, check=True)
     assert torch.equal(NAMM.from_pretrained(tmp_path).flat, outcome.memory.flat)
+
+
+@pytest.mark.fault("C19", siblings="a parent that is killed, which can tell its workers nothing")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_parent(reader_folder, tmp_path, how):
+    run = subprocess.Popen(program(reader_folder, tmp_path, int(how), 1, 2), stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    workers = [psutil.Process(int(pid)) for pid in run.stdout.readline().split() if psutil.pid_exists(int(pid))]
+    _, left = psutil.wait_procs(workers, timeout=60)
+    for worker in left:
+        worker.kill()
+    assert run.wait() == -how and workers and not left
 
 
 def killing(children, after: int):
@@ -106,7 +119,7 @@ def killing(children, after: int):
 def test_a_worker_that_is_killed_loses_no_candidate(uninterrupted, reader_folder, tmp_path):
     outcome, _, _ = uninterrupted
     _, tokenizer = load_model(reader_folder)
-    scorer = processes(Setup(str(reader_folder), "auto", None, memory(), threads=1), 2)
+    scorer = processes(setup(reader_folder), 2)
     mine = psutil.Process()
 
     def workers():
@@ -118,32 +131,65 @@ def test_a_worker_that_is_killed_loses_no_candidate(uninterrupted, reader_folder
     assert torch.equal(resumed.memory.flat, outcome.memory.flat)
 
 
-def test_a_ray_worker_that_is_killed_loses_no_candidate(uninterrupted, reader_folder, tmp_path):
-    ray = pytest.importorskip("ray")
+class Deadly(NAMM):
+    """A memory that kills the third worker that reads it, once."""
+
+    log: Path
+
+    def __reduce__(self):
+        return deadly, (self.log, self.flat)
+
+
+def deadly(log: Path, flat: torch.Tensor) -> NAMM:
+    with log.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    if len(log.read_text().splitlines()) >= 3:
+        with contextlib.suppress(FileExistsError):
+            log.with_suffix(".killed").open("x").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+    return NAMM(CONFIG, flat)
+
+
+@pytest.fixture(scope="module")
+def ray():
+    found = pytest.importorskip("ray")
+    found.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield found
+    found.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    found.shutdown()
+
+
+@pytest.mark.fault("E25", siblings="the test of kill -9, which polled for a line in a file")
+def test_a_ray_worker_that_is_killed_loses_no_candidate(uninterrupted, reader_folder, tmp_path, ray):
     outcome, _, _ = uninterrupted
     _, tokenizer = load_model(reader_folder)
-    mine, killed, ended = psutil.Process(), [], threading.Event()
-
-    def kill_one_that_scores():
-        # a worker bears the name of its task only while it runs it, and a task takes milliseconds: watch for one
-        while not killed and not ended.wait(0.001):
-            for process in mine.children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    if process.cmdline()[:1] == ["ray::_score_in_worker"]:
-                        process.kill()
-                        killed.append(process.pid)
-                        break
-
-    watcher = threading.Thread(target=kill_one_that_scores)
-    try:
-        scorer = ray_cluster(Setup(str(reader_folder), "auto", None, memory(), threads=1), "local")
-        watcher.start()
-        resumed = evolution(scorer, tokenizer, tmp_path).run()
-    finally:
-        ended.set()
-        ray.shutdown()
-    assert killed, "no Ray worker was seen scoring"
+    start = Deadly(CONFIG)
+    start.log = tmp_path / "workers.log"
+    scorer = ray_cluster(setup(reader_folder, start), "local")
+    resumed = evolution(scorer, tokenizer, tmp_path / "run").run()
+    assert (tmp_path / "workers.killed").exists(), "no Ray worker was killed"
     assert torch.equal(resumed.memory.flat, outcome.memory.flat)
+
+
+@pytest.mark.fault("A11", siblings="processes of one machine, when the files of a model were replaced")
+def test_a_ray_worker_scores_with_the_model_of_its_run(reader, characters, reader_folder, tmp_path, ray):
+    """Two runs in one process share Ray's workers."""
+    other = copy.deepcopy(reader)
+    with torch.no_grad():
+        other.model.layers[0].self_attn.q_proj.weight.mul_(3)
+    shutil.copytree(reader_folder, tmp_path / "other")
+    other.save_pretrained(tmp_path / "other")
+    flats = memory().flat + torch.linspace(-3, 3, 4)[:, None]
+    work = Work(
+        "key", Sample("the cat sat on the mat and looked at the moon; " * 3, " the", " cat"), "likelihood", flats
+    )
+    for folder in (reader_folder, tmp_path / "other", reader_folder):
+        [(_, found)] = ray_cluster(setup(folder), "local")([work])
+        [(_, wanted)] = in_process(*load_model(folder), memory())([work])
+        assert [score.value for score in found] == pytest.approx([score.value for score in wanted], rel=1e-4)
+    changed = replace(setup(tmp_path / "other"), fingerprint="of before")
+    with pytest.raises(ValueError, match="finds another model under"):
+        list(ray_cluster(changed, "local")([work]))
 
 
 def test_early_stopping_ends_a_stage(reader, characters, tmp_path):
@@ -152,12 +198,75 @@ def test_early_stopping_ends_a_stage(reader, characters, tmp_path):
     assert len(outcome.history) < 9
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"population": 6}])
-def test_a_folder_of_another_run_is_refused(reader, characters, tmp_path, other):
-    scorer = in_process(reader, characters, memory())
-    evolution(scorer, characters, tmp_path)
-    with pytest.raises(ValueError, match="another configuration"):
-        evolution(scorer, characters, tmp_path, replace(SETTINGS, **other))
+def once(reader, characters):
+    """Scores one sample and stops."""
+
+    def run(works):
+        yield next(iter(in_process(reader, characters, memory())(works)))
+        raise KeyboardInterrupt
+
+    return run
+
+
+@pytest.mark.fault("A11", siblings="the start's normalisation and configuration, which were not asked for either")
+@pytest.mark.parametrize(
+    "other, named",
+    [
+        ({"settings": replace(SETTINGS, seed=1)}, "settings"),
+        ({"settings": replace(SETTINGS, population=6)}, "settings"),
+        ({"model": "another"}, "model"),
+        ({"start": NAMM(replace(CONFIG, update_interval=64))}, "start"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused(reader, characters, tmp_path, other, named):
+    with pytest.raises(KeyboardInterrupt):
+        evolution(once(reader, characters), characters, tmp_path).run()
+    with pytest.raises(ValueError, match=f"work of another evolution, which differs in: {named};"):
+        evolution(once(reader, characters), characters, tmp_path, **other).run()
+    with pytest.raises(KeyboardInterrupt):
+        evolution(once(reader, characters), characters, tmp_path).run()
+
+
+@pytest.mark.fault("C19", siblings="kept outside the calibration, a text file that is missing")
+def test_a_first_try_that_fails_claims_nothing(reader, characters, tmp_path):
+    with pytest.raises(ValueError, match="seed = -1: a seed is 0 or more"):
+        replace(SETTINGS, seed=-1)
+    longer = replace(SETTINGS, stages=(Stage(("pass_key",), (10**6,), 1, 1),))
+    with pytest.raises(ValueError, match="589 tokens and 999977 are needed"):
+        evolution(once(reader, characters), characters, tmp_path, longer).run()
+    with pytest.raises(KeyboardInterrupt):
+        evolution(once(reader, characters), characters, tmp_path).run()
+
+
+@pytest.mark.fault("B12")
+def test_a_folder_of_something_else_is_refused(reader, characters, tmp_path):
+    (tmp_path / "model.safetensors").write_text("of a model")
+    with pytest.raises(ValueError, match="no run of namm .* wrote"):
+        evolution(in_process(reader, characters, memory()), characters, tmp_path)
+
+
+@pytest.mark.fault("A8", siblings="the same in plans of other lengths: only fractions are bounded")
+def test_a_fraction_outside_the_calibration_is_refused_before_any_work(reader, characters, tmp_path):
+    start = NAMM(replace(CONFIG, calibration=((0.3, 64, -1.0), (0.5, 64, 1.0))))
+    with pytest.raises(ValueError, match=r"kept = 0\.25, but the start is calibrated for 0\.3 to 0\.5 only"):
+        evolution(in_process(reader, characters, start), characters, tmp_path / "out", start=start)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.fault("A8", siblings="candidates that fail on different samples")
+@pytest.mark.parametrize("failing", [{0, 1, 2, 3}, {0, 1}])
+def test_a_generation_in_which_all_fail_ends_the_run(reader, characters, tmp_path, failing):
+    whole = in_process(reader, characters, memory())
+
+    def breaks(works):
+        for number, (key, scores) in enumerate(whole(works)):
+            lost = failing if number % 2 == 0 else {0, 1, 2, 3} - failing
+            broken = [Score(-math.inf, 1.0, "out of memory") if i in lost else s for i, s in enumerate(scores)]
+            yield key, scores if len(scores) == 1 else broken
+
+    with pytest.raises(ValueError, match=r"s0 g0: all candidates failed \(out of memory\): try a smaller"):
+        evolution(breaks, characters, tmp_path).run()
+    assert not (tmp_path / "model.safetensors").exists()
 
 
 def test_plot_events_and_card(uninterrupted, tmp_path):

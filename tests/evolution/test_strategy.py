@@ -35,6 +35,19 @@ def test_cma_beats_random_search():
     assert sphere(run("cma", 40).mean[None])[0] > sphere(run("random", 40).mean[None])[0]
 
 
+@pytest.mark.fault("E", siblings="the separable variant")
+@pytest.mark.parametrize("name", ["cma", "cma-separable"])
+def test_the_mean_moves_to_the_weighted_better_half(name):
+    """Hansen 2016, equations 41, 49 and 53: positive weights ln((population + 1) / 2) - ln(rank), the others 0."""
+    strategy = make_strategy(name, START, 0.2, 12, 3)
+    candidates = strategy.ask()
+    fitnesses = sphere(candidates)
+    weights = np.log(6.5) - np.log(np.arange(1, 7))
+    elite = candidates[np.argsort(fitnesses)[::-1][:6]]
+    strategy.tell(fitnesses)
+    np.testing.assert_allclose(strategy.mean, weights @ elite / weights.sum(), atol=1e-9)
+
+
 def test_the_global_generator_of_numpy_is_left_alone():
     np.random.seed(5)
     before = np.random.get_state()[1].copy()

@@ -172,10 +172,10 @@ def test_work_of_another_model_or_other_settings_is_not_mixed(reader, characters
     other = copy.deepcopy(reader)
     with torch.no_grad():
         other.model.layers[1].mlp.up_proj.weight[3, 5] += 0.5
-    with pytest.raises(ValueError, match="a distillation that differs in: model;"):
+    with pytest.raises(ValueError, match="work of another distillation, which differs in: model;"):
         distill(other, characters, documents(), tmp_path, memory=CONFIG, settings=SETTINGS)
     fewer = replace(SETTINGS, facts=0)
-    with pytest.raises(ValueError, match="a distillation that differs in: settings"):
+    with pytest.raises(ValueError, match="work of another distillation, which differs in: settings"):
         distill(reader, characters, documents(), tmp_path, memory=CONFIG, settings=fewer)
 
 

@@ -65,12 +65,12 @@ def test_what_was_begun_with_something_else_is_named(tmp_path: Path) -> None:
     with claim(tmp_path, "distillation", {"model": "a", "seed": 1}):
         pass
     with (
-        pytest.raises(ValueError, match="a distillation that differs in: model;"),
+        pytest.raises(ValueError, match="work of another distillation, which differs in: model;"),
         claim(tmp_path, "distillation", {"model": "b", "seed": 1}),
     ):
         pass
     with (
-        pytest.raises(ValueError, match="a distillation that differs in: run, model, seed, texts;"),
+        pytest.raises(ValueError, match="work of another distillation, which differs in: run, model, seed, texts;"),
         claim(tmp_path, "evolution", {"texts": "c"}),
     ):
         pass
@@ -88,7 +88,9 @@ def test_a_try_without_results_claims_nothing(tmp_path: Path) -> None:
 def test_a_run_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / RUN_FILE).write_text(json.dumps({"run": "distillation", "version": "0.0.1"}))
     (tmp_path / "result").write_text("1")
-    with pytest.raises(ValueError, match=f"a distillation of namm 0.0.1, which namm {VERSION} can't go on with"):
+    with pytest.raises(
+        ValueError, match=rf"the work of namm 0.0.1 \(distillation\), which namm {VERSION} can't go on with"
+    ):
         check_output(tmp_path)
 
 

@@ -20,6 +20,8 @@ from namm.evolution import (
     starting_memory,
 )
 from namm.memory import NAMM
+from namm.support.files import write_atomically
+from namm.support.fingerprints import model_fingerprint
 
 
 def evolve(
@@ -49,12 +51,13 @@ def evolve(
         source = SampleSource.read(settings, tokenizer)
         scorer = _scorer(settings, memory, network, tokenizer, workers, ray, device)
         with _Bars(settings) as bars:
-            run = Evolution(settings, memory, source, scorer, folder, bars.samples, bars.generation)
+            own = model_fingerprint(network)
+            run = Evolution(settings, memory, source, scorer, folder, bars.samples, bars.generation, model=own)
             outcome = run.run()
         report.write_events(outcome.history, folder / "tensorboard")
         report.plot(outcome, settings, folder / "evolution.png")
         texts = ", ".join(settings.text) or "Python's standard library and the packaged demo.txt"
-        (folder / "README.md").write_text(report.card(outcome, settings, texts))
+        write_atomically(folder / "README.md", report.card(outcome, settings, texts))
         _print_outcome(outcome, folder)
 
 
@@ -115,7 +118,8 @@ def _scorer(
 
     if ray is None and not workers:
         return in_process(network, tokenizer, memory)
-    setup = Setup(settings.model, settings.dtype, device, memory, threads=1 if workers > 1 else None)
+    own, threads = model_fingerprint(network), 1 if workers > 1 else None
+    setup = Setup(settings.model, settings.dtype, device, memory, threads, fingerprint=own)
     return ray_cluster(setup, ray) if ray is not None else processes(setup, workers)
 
 

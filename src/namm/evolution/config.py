@@ -10,8 +10,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from namm.evolution.space import SPACES
+from namm.evolution.space import SCRATCH, SPACES
 from namm.evolution.strategy import STRATEGIES
+from namm.models.load import local_path
 from namm.tasks.metrics import LIKELIHOOD, METRICS
 from namm.tasks.registry import check_task
 
@@ -93,6 +94,16 @@ class EvolveConfig:
             raise ValueError("sigma must be positive, kept between 0 and 1, and price not negative")
         if min(self.validation, self.validate_every, self.test) < 1 or self.patience < 0:
             raise ValueError("validation, validate_every and test must be at least 1, patience at least 0")
+
+        if self.seed < 0:
+            raise ValueError(f"seed = {self.seed}: a seed is 0 or more")
+
+    def inputs(self) -> list[str | Path | None]:
+        """Files and folders that a run reads."""
+        tasks = {task for stage in self.stages for task in stage.tasks}
+        files = [task.removeprefix("longbench:") for task in tasks if task.startswith("longbench:")]
+        start = None if self.start == SCRATCH else self.start
+        return [*self.text, *files, start, local_path(self.model)]
 
     def at_most(self, generations: int) -> EvolveConfig:
         """The same with at most so many generations in each stage."""

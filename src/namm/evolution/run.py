@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from namm.evaluation import mean_interval
 from namm.evolution.config import EvolveConfig, Stage
 from namm.evolution.fitness import Score, Work, fitness
 from namm.evolution.samples import SampleSource
@@ -22,6 +20,8 @@ from namm.evolution.strategy import make_strategy
 from namm.evolution.workers import Map
 from namm.memory import NAMM
 from namm.support.journal import Journal
+from namm.support.runs import check_output, claim
+from namm.support.statistics import mean_interval
 from namm.tasks import Sample
 
 JOURNAL = "journal.jsonl"
@@ -98,6 +98,7 @@ class Evolution:
         config: see `EvolveConfig`. memory: the start. source: of samples. map: scores samples, see `workers`.
         folder: for the journal and the result. progress: called after each sample with (generation, done, all).
         report: called with each generation, also with those that are replayed.
+        model: fingerprint of the model that scores, see `namm.support.fingerprints`.
     """
 
     config: EvolveConfig
@@ -107,23 +108,37 @@ class Evolution:
     folder: Path
     progress: Callable[[str, int, int], None] = lambda label, done, total: None
     report: Callable[[Generation], None] = lambda generation: None
-    journal: Journal = field(init=False)
+    model: str = field(kw_only=True)
 
     def __post_init__(self) -> None:
-        """Raises ValueError if the folder holds another run, OSError if it can't be written."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.journal = Journal(self.folder / JOURNAL)
-        start = hashlib.sha256(self.memory.flat.numpy().tobytes()).hexdigest()[:16]
-        identity = {"config": self.config.to_dict(), "start": start, "texts": self.source.digest()}
-        identity = json.loads(json.dumps(identity))
-        claim = self.journal.get("claim", lambda: identity)
-        if {key: claim.get(key) for key in identity} != identity:
+        """Raises ValueError if the folder is no place for this run, or the start can't aim at ``config.kept``."""
+        check_output(self.folder, inputs=self.config.inputs())
+        fractions = [fraction for fraction, _, _ in self.memory.config.calibration]
+        if fractions and not min(fractions) <= self.config.kept <= max(fractions):
             raise ValueError(
-                f"{self.folder} holds a run of another configuration, start or texts: choose another folder"
+                f"kept = {self.config.kept}, but the start is calibrated for {min(fractions)} to {max(fractions)} "
+                "only: aim between them, or start from another memory"
             )
 
     def run(self) -> Outcome:
-        """Evolve through all stages; the result is saved in the folder."""
+        """Evolve through all stages; the result is saved in the folder.
+
+        Raises:
+            ValueError: if the folder holds another run, another process is at work in it, or all candidates of a
+                generation failed.
+            OSError: if the folder can't be written.
+        """
+        settings = {key: value for key, value in self.config.to_dict().items() if key not in ("model", "start", "text")}
+        depends = {
+            "settings": settings,
+            "model": self.model,
+            "start": self.memory.fingerprint(),
+            "texts": self.source.digest(),
+        }
+        with claim(self.folder, "evolution", depends), Journal(self.folder / JOURNAL) as self.journal:
+            return self._run()
+
+    def _run(self) -> Outcome:
         current, history, validation = self.memory, [], []
         for number, stage in enumerate(self.config.stages):
             current, generations, fitnesses = self._stage(number, stage, current)
@@ -169,7 +184,10 @@ class Evolution:
     def _generation(self, label: str, stage: Stage, flats: Tensor) -> tuple[list[float], list[list[Score]]]:
         samples = self.source.draw(stage, "train", stage.samples, label)
         scores, tasks = self._measure(label, samples, flats)
-        return fitness(scores, tasks, self.config.kept, self.config.price), scores
+        values = fitness(scores, tasks, self.config.kept, self.config.price)
+        if not any(map(math.isfinite, values)):
+            raise _failure(label, [score for row in scores for score in row])
+        return values, scores
 
     def _validate(self, label: str, stage: Stage, flat: Tensor) -> float:
         samples = self.source.draw(stage, "validation", self.config.validation, "validation")
@@ -189,6 +207,8 @@ class Evolution:
         done = len(works) - len(missing)
         self.progress(label, done, len(works))
         for key, scores in self.map(missing) if missing else ():
+            if scores and len(scores) > 1 and not any(math.isfinite(score.value) for score in scores):
+                raise _failure(label, scores)  # not written down: what failed for want of memory may be tried again
             self.journal.add(key, {"scores": _pack(scores)})
             done += 1
             self.progress(label, done, len(works))
@@ -199,6 +219,14 @@ class Evolution:
         if not usable:
             raise ValueError(f"{label}: the full cache answers no sample; choose easier tasks or metric = 'likelihood'")
         return [scores for scores, _ in usable], [task for _, task in usable]
+
+
+def _failure(label: str, scores: Sequence[Score]) -> ValueError:
+    reasons = Counter(score.error for score in scores if score.error)
+    reason = reasons.most_common(1)[0][0] if reasons else "no reason is known"
+    return ValueError(
+        f"{label}: all candidates failed ({reason}): try a smaller sigma or population, shorter texts or float32"
+    )
 
 
 def _pack(scores: Iterable[Score] | None) -> list[list[float | str | None]] | None:

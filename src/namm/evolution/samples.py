@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from namm.evolution.config import EvolveConfig, Stage
+from namm.support.fingerprints import fingerprint
 from namm.tasks import Document, Sample, packaged_prose, read_documents, split_documents, standard_library_documents
 from namm.tasks.longbench import longbench_samples
 from namm.tasks.registry import GENERATORS
@@ -68,12 +69,13 @@ class SampleSource:
         return found
 
     def digest(self) -> str:
-        """A fingerprint of all texts."""
+        """A fingerprint of all texts, and of how the tokenizer reads their beginnings."""
         texts = [document.text for split in SPLITS for document in self.documents[split]]
         texts += [
             sample.prompt + sample.answer for splits in self.fixed.values() for own in splits.values() for sample in own
         ]
-        return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        read = [self.tokenizer(text[:1000], add_special_tokens=False)["input_ids"] for text in texts[:10]]
+        return fingerprint(texts, read)
 
     def _middle_cut(self, sample: Sample, tokens: int) -> Sample:
         """Beginning and end of a context that is too long, as LongBench cuts."""

@@ -12,10 +12,12 @@ from torch import Tensor
 from namm.memory import NAMM, NAMMConfig
 from namm.memory.network import unflatten
 
+SCRATCH = "scratch"
+
 
 def starting_memory(name: str) -> NAMM:
     """The memory by its name; ``scratch`` is the network before any learning, with log features and two averages."""
-    if name != "scratch":
+    if name != SCRATCH:
         return NAMM.from_pretrained(name)
     return NAMM(NAMMConfig(update_interval=256, ema=(0.99, 0.999), compression="log", state_dtype="bfloat16"))
 

@@ -6,11 +6,14 @@ A worker that dies loses nothing: what it had not finished is scored again elsew
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from namm.evolution.fitness import Score, Work, score
 from namm.memory import NAMM
 from namm.models import load_model
+from namm.support.fingerprints import model_fingerprint
 
 log = logging.getLogger(__name__)
 DEATHS = 10  # of workers, in one batch of work, before giving up
@@ -27,13 +31,21 @@ Map = Callable[[Sequence[Work]], Iterator[tuple[str, Scores]]]
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker needs to begin: model, dtype and device as for `namm.load_model`, the start, threads to use."""
+    """What a worker needs to begin.
+
+    Attributes:
+        model, dtype, device: as for `namm.load_model`.
+        memory: the start.
+        threads: to use, None: as torch likes.
+        fingerprint: of the model, which a worker must find under the same name.
+    """
 
     model: str
     dtype: str
     device: str | None
     memory: NAMM
     threads: int | None = None
+    fingerprint: str = field(kw_only=True)
 
 
 def in_process(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, memory: NAMM) -> Map:
@@ -47,26 +59,57 @@ def in_process(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, memor
     return run
 
 
-_loaded: dict[str, Any] = {}  # the model of a worker process, and what it knows of the full cache
+@dataclass(frozen=True)
+class Loaded:
+    """What a worker holds: a model, its tokenizer, and what its full cache scored."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    known: dict[bytes, float]
+
+
+_loaded: dict[tuple[str, str, str | None, str], Loaded] = {}  # one at most; a worker of Ray may serve several runs
+
+
+def _load(setup: Setup) -> Loaded:
+    key = (setup.model, setup.dtype, setup.device, setup.fingerprint)
+    if key not in _loaded:
+        _loaded.clear()
+        if setup.threads:
+            torch.set_num_threads(setup.threads)
+        model, tokenizer = load_model(setup.model, dtype=setup.dtype, device=setup.device)
+        if model_fingerprint(model) != setup.fingerprint:
+            raise ValueError(
+                f"a worker finds another model under {setup.model!r} than this run began with: "
+                "give all machines the same files, and name a dtype"
+            )
+        _loaded[key] = Loaded(model, tokenizer, {})
+    return _loaded[key]
 
 
 def _score_in_worker(setup: Setup, work: Work) -> Scores:
-    if not _loaded:
-        if setup.threads:
-            torch.set_num_threads(setup.threads)
-        _loaded["model"], _loaded["tokenizer"] = load_model(setup.model, dtype=setup.dtype, device=setup.device)
-        _loaded["known"] = {}
-    return score(_loaded["model"], _loaded["tokenizer"], setup.memory, work, _loaded["known"])
+    loaded = _load(setup)
+    return score(loaded.model, loaded.tokenizer, setup.memory, work, loaded.known)
+
+
+def _end_with_parent() -> None:
+    """A worker waits for work from a pipe that it holds open itself, so it would outlive a parent that is killed."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            multiprocessing.connection.wait([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def processes(setup: Setup, count: int) -> Map:
     """Score in `count` processes of this machine; a pool that breaks is made anew."""
-    import multiprocessing
-
     context = multiprocessing.get_context("spawn")  # forks of a process that has used torch's threads hang
 
     def fresh() -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(count, mp_context=context)
+        return ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent)
 
     pool = [fresh()]
 

@@ -261,6 +261,6 @@ def _read_config(folder: Path, saved: str | None) -> NAMMConfig:
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise MemoryFileError(f"{folder / CONFIG_FILE} is no memory configuration: {error}") from error
     raise MemoryFileError(
-        f"{folder / CONFIG_FILE} is missing, or not the configuration that {WEIGHTS_FILE} was saved with: copy both from one "
-        "source; another configuration is set in Python and saved with `save_pretrained`"
+        f"{folder / CONFIG_FILE} is missing, or not the configuration that {WEIGHTS_FILE} was saved with: "
+        "copy both from one source; another configuration is set in Python and saved with `save_pretrained`"
     )

@@ -31,7 +31,7 @@ class Journal:
         self.rows: dict[str, Row] = {}
         if path is None:
             return
-        self._lock = lock(path.with_name(path.name + ".lock"))
+        self._lock = lock(path.with_name(f".{path.name}.lock"))
         if not path.exists():
             return
         content = path.read_bytes()

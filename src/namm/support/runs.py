@@ -82,14 +82,14 @@ def claim(folder: Path, kind: str, depends: Mapping[str, object]) -> Iterator[No
     """
     check_output(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with lock(folder / "run.lock"):
+    with lock(folder / ".run.lock"):
         wanted = json.loads(strict_json({"run": kind, "version": VERSION} | dict(depends)))
         if (folder / RUN_FILE).exists() and _has_results(folder):
             found = _begun(folder)
             other = [name.replace("_", " ") for name in found | wanted if found.get(name) != wanted.get(name)]
             if other:
                 raise ValueError(
-                    f"{folder} holds a {found['run']} that differs in: {', '.join(other)}; "
+                    f"{folder} holds the work of another {found['run']}, which differs in: {', '.join(other)}; "
                     "name another folder, or delete it"
                 )
         write_atomically(folder / RUN_FILE, strict_json(wanted, indent=1) + "\n")
@@ -104,7 +104,7 @@ def _begun(folder: Path) -> dict[str, object]:
         raise ValueError(f"{folder / RUN_FILE} was not written by a run of namm: name another folder")
     if version != VERSION:
         raise ValueError(
-            f"{folder} holds a {found['run']} of namm {version}, which namm {VERSION} can't go on with: "
+            f"{folder} holds the work of namm {version} ({found['run']}), which namm {VERSION} can't go on with: "
             "name another folder, or delete it"
         )
     return found
@@ -116,7 +116,7 @@ def _existing(inputs: Sequence[str | Path | None]) -> list[Path]:
 
 
 def _passed_over(file: Path) -> bool:
-    return file.name.startswith(".") or file.suffix in (".lock", ".partial")
+    return file.name.startswith(".") or file.suffix == ".partial"
 
 
 def _has_results(folder: Path) -> bool:
