@@ -42,7 +42,8 @@ def test_a_file_of_ones_own_under_all_policies(tmp_path: Path, memory: str, file
     )
     result = run(*arguments)
     assert result.exit_code == 0, result.output
-    assert {path.name for path in out.iterdir()} == {"results.jsonl", "scores.png", "table.json", "table.md"}
+    left = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    assert left == {"results.jsonl", "run.json", "scores.png", "table.json", "table.md"}
     rows = (out / "results.jsonl").read_text().splitlines()
     assert len(rows) == 2 * (1 + 2 * 7) and "| mine | namm |" in (out / "table.md").read_text()
     again = run(*arguments)

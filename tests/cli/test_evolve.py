@@ -33,8 +33,16 @@ def test_a_run_leaves_everything_and_can_be_resumed(arguments, tmp_path):
     assert result.exit_code == 0, result.output
     assert "2 test samples" in result.stdout and "difference" in result.stdout
     out = tmp_path / "out"
-    expected = {"config.json", "model.safetensors", "README.md", "evolution.png", "journal.jsonl", "tensorboard"}
-    assert {file.name for file in out.iterdir()} == expected
+    expected = {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "evolution.png",
+        "journal.jsonl",
+        "run.json",
+        "tensorboard",
+    }
+    assert {file.name for file in out.iterdir() if not file.name.startswith(".")} == expected
     first = NAMM.from_pretrained(out).flat
     (out / "model.safetensors").unlink()
     assert "--resume" in runner.invoke(app, arguments).stderr

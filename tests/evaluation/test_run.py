@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from namm import NAMM, NAMMConfig
 from namm.evaluation.benchmarks.base import Question, Request, SkippedTaskError, Task
@@ -12,6 +14,7 @@ from namm.evaluation.plots import plot_grid, plot_scores
 from namm.evaluation.run import EvalConfig, Evaluation, score_of
 from namm.evaluation.table import AVERAGE, lines, markdown
 from namm.policies.names import POLICIES
+from namm.support.files import strict_json
 from namm.support.journal import Journal
 from namm.tasks.metrics import LIKELIHOOD
 
@@ -82,6 +85,33 @@ def test_other_settings_are_measured_anew(reader, characters, request_, tmp_path
     assert len(path.read_text().splitlines()) == 2 * before
     evaluation(reader, characters, path, replace(config, window=100)).run([TASK], request_)
     assert len(path.read_text().splitlines()) == 3 * before
+
+
+@pytest.mark.fault("A11", siblings="the memory's normalisation, and the version that measured")
+def test_another_model_or_memory_of_the_same_name_is_measured_anew(
+    reader, characters, request_, tmp_path, monkeypatch
+) -> None:
+    path = tmp_path / "results.jsonl"
+    config = replace(CONFIG, policies=("full", "namm"), budgets=(0.5,))
+
+    def measured(model=reader, memory=MEMORY) -> list[str]:
+        found: list[str] = []
+        with Journal(path) as journal:
+            add = journal.add
+            journal.add = lambda key, row: found.append(row["policy"]) or add(key, row)  # type: ignore[method-assign]
+            Evaluation(model, characters, memory, config, journal).run([TASK], request_)
+        return found
+
+    both = ["full", "namm"] * 2
+    assert sorted(measured()) == sorted(both) and measured() == []
+    other = copy.deepcopy(reader)
+    with torch.no_grad():
+        other.model.layers[1].mlp.down_proj.weight[3, 7] += 1
+    assert sorted(measured(other)) == sorted(both) and measured(other) == []
+    shifted = replace(MEMORY, mean=MEMORY.mean + 1)
+    assert measured(memory=shifted) == ["namm"] * 2 and measured(memory=shifted) == []
+    monkeypatch.setattr("namm.evaluation.run.VERSION", "0.0.1")
+    assert sorted(measured()) == sorted(both)
 
 
 def test_a_batch_gives_the_rows_of_single_runs(reader, characters, request_) -> None:
@@ -161,6 +191,15 @@ def test_lines_are_means_and_shares_of_the_full_cache() -> None:
 def test_a_full_cache_that_scores_nothing_gives_no_share() -> None:
     found = lines([row("full", 0.5, "0", 0.0, 1.0), row("h2o", 0.5, "0", 0.0, 0.5)])
     assert all(math.isnan(line.relative) for line in found)
+
+
+@pytest.mark.fault("A10", siblings="rows of a model that overflows")
+def test_a_score_that_is_no_number_stays_none_in_files(tmp_path) -> None:
+    with Journal(tmp_path / "results.jsonl") as journal:
+        rows = [journal.add(each["sample"], each) for each in (row("full", 0.5, "0", math.nan, 1.0), ROWS[1])]
+    found = lines(rows)
+    assert math.isnan(found[0].score) and found[0].samples == 2
+    assert json.loads(strict_json([vars(line) for line in found]))[0]["score"] is None
 
 
 def test_pictures_are_drawn(tmp_path) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +15,9 @@ from namm.evaluation.table import HEADINGS, cells, lines, markdown
 from namm.memory import NAMM
 from namm.models.rope import extend_window
 from namm.policies.names import POLICIES
+from namm.support.files import strict_json, write_atomically
 from namm.support.journal import Journal, Row
+from namm.support.runs import claim
 from namm.tasks import heldout_documents, read_documents
 
 RESULTS = "results.jsonl"
@@ -80,21 +81,28 @@ def evaluate(
         texts = read_documents(*text) if text else heldout_documents()
         own = NAMM.from_pretrained(memory)
         folder = common.writable_folder(output)
-        journal, rows = Journal(folder / RESULTS), list[Row]()
-        for config in configs:
-            network, tokenizer = common.load(config.model, dtype, device)
-            if rope_factor > 1:
-                extend_window(network, rope_factor)
-            with common.stage_bars() as bar:
-                run = Evaluation(
-                    network, tokenizer, own, config, journal, bar, lambda line: common.errors.print(line, markup=False)
-                )
-                rows += run.run(tasks, Request(tokenizer, data, tuple(texts), tokens, samples, seed))
+        rows: list[Row] = []
+        with claim(folder, "evaluation", {}), Journal(folder / RESULTS) as journal:
+            for config in configs:
+                network, tokenizer = common.load(config.model, dtype, device)
+                if rope_factor > 1:
+                    extend_window(network, rope_factor)
+                with common.stage_bars() as bar:
+                    run = Evaluation(
+                        network,
+                        tokenizer,
+                        own,
+                        config,
+                        journal,
+                        bar,
+                        lambda line: common.errors.print(line, markup=False),
+                    )
+                    rows += run.run(tasks, Request(tokenizer, data, tuple(texts), tokens, samples, seed))
         if not rows:
             raise ValueError("no task could be run")
         found = lines(rows)
-        (folder / "table.md").write_text(markdown(found))
-        (folder / "table.json").write_text(json.dumps([vars(line) for line in found], indent=1))
+        write_atomically(folder / "table.md", markdown(found))
+        write_atomically(folder / "table.json", strict_json([vars(line) for line in found], indent=1))
         plot_scores(found, folder / "scores.png")
         plot_grid(rows, folder / "grid.png")
         for name in dict.fromkeys(line.model for line in found):

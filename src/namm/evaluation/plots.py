@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from namm.evaluation.table import AVERAGE, Line
+from namm.evaluation.table import AVERAGE, Line, score
 from namm.support.journal import Row
 from namm.support.plotting import pyplot
 
@@ -74,5 +74,5 @@ def plot_grid(rows: Sequence[Row], path: Path) -> bool:
 
 
 def _mean(rows: Sequence[Row], depth: float, length: float) -> float:
-    scores = [row["score"] for row in rows if row["place"] == {"depth": depth, "length": length}]
+    scores = [score(row) for row in rows if row["place"] == {"depth": depth, "length": length}]
     return sum(scores) / len(scores) if scores else float("nan")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +14,7 @@ from namm.evaluation.answering import Prompt, Reply, reply
 from namm.evaluation.benchmarks.base import Question, Request, SkippedTaskError, Task
 from namm.memory import NAMM
 from namm.policies.names import check_policies, make_policy
+from namm.support.fingerprints import fingerprint, model_fingerprint
 from namm.support.journal import Journal, Row
 from namm.support.version import VERSION
 from namm.tasks.metrics import LIKELIHOOD, METRICS
@@ -194,23 +194,26 @@ class Evaluation:
     def _key(self, task: Task, question: Question, prompt: Prompt, policy: str, aim: float, kept: float) -> str:
         """Readable, and a digest of all that the result depends on."""
         depends = [
+            VERSION,
             self.config.model,
-            str(self.model.dtype),
+            self._model,
             self.config.rope_factor,
             self.config.question_seen,
             task.metric,
             self._new_tokens(task),
             task.stop,
-            prompt.context.tolist(),
-            prompt.question.tolist(),
+            fingerprint(prompt.context, prompt.question),
             question.answers,
             question.classes,
         ]
         if policy != "full":
-            depends += [hashlib.sha256(self.memory.flat.cpu().numpy().tobytes()).hexdigest(), round(kept, 9)]
-            depends.append(asdict(self.memory.config))
-        digest = hashlib.sha256(json.dumps(depends, default=str).encode()).hexdigest()[:16]
-        return f"{task.name} {question.name} {policy} {aim if policy != 'full' else 1.0} {digest}"
+            depends += [self.config.memory, self.memory.fingerprint(), round(kept, 9)]
+        found = fingerprint(depends)
+        return f"{task.name} {question.name} {policy} {aim if policy != 'full' else 1.0} {found}"
+
+    @cached_property
+    def _model(self) -> str:
+        return model_fingerprint(self.model)
 
 
 def score_of(task: Task, question: Question, answer: Reply) -> float:

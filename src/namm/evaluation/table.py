@@ -50,7 +50,7 @@ def lines(rows: Sequence[Row]) -> list[Line]:
         settings.sort(key=lambda setting: (setting[1] != "full", -setting[0]))
         for task in tasks:
             group = [row for row in own if row["task"] == task]
-            full = {row["sample"]: row["score"] for row in group if row["policy"] == "full"}
+            full = {row["sample"]: score(row) for row in group if row["policy"] == "full"}
             for aim, policy in settings:
                 chosen = [row for row in group if row["policy"] == policy and _aim(row) == aim]
                 if chosen:
@@ -60,29 +60,34 @@ def lines(rows: Sequence[Row]) -> list[Line]:
     return found
 
 
+def score(row: Row) -> float:
+    """NaN where the model gave nothing that could be scored; JSON has only null for that."""
+    return math.nan if row["score"] is None else float(row["score"])
+
+
 def _aim(row: Row) -> float:
     """The full cache was aimed at nothing, whichever budget it was measured beside."""
     return 1.0 if row["policy"] == "full" else row["aim"]
 
 
 def _line(model: str, task: str, policy: str, aim: float, rows: list[Row], full: dict[str, float]) -> Line:
-    score, interval = mean_interval([row["score"] for row in rows])
+    mean, interval = mean_interval([score(row) for row in rows])
     matched = [full[row["sample"]] for row in rows if row["sample"] in full]
     best = sum(matched) / len(matched) if len(matched) == len(rows) else 0.0
     kept, held, seconds = (sum(row[name] for row in rows) / len(rows) for name in ("kept", "held", "seconds"))
-    relative = score / best if best else math.nan
-    return Line(model, task, policy, aim, len(rows), score, interval, relative, kept, held, seconds)
+    relative = mean / best if best else math.nan
+    return Line(model, task, policy, aim, len(rows), mean, interval, relative, kept, held, seconds)
 
 
 def _average(model: str, policy: str, aim: float, found: Sequence[Line]) -> Line:
     own = [line for line in found if (line.model, line.policy, line.aim) == (model, policy, aim)]
     usable = [line.relative for line in own if not math.isnan(line.relative)]
     relative, interval = mean_interval(usable) if usable else (math.nan, math.nan)
-    score, kept, held, seconds = (
+    mean, kept, held, seconds = (
         sum(getattr(line, name) for line in own) / len(own) for name in ("score", "kept", "held", "seconds")
     )
     samples = sum(line.samples for line in own)
-    return Line(model, AVERAGE, policy, aim, samples, score, interval, relative, kept, held, seconds)
+    return Line(model, AVERAGE, policy, aim, samples, mean, interval, relative, kept, held, seconds)
 
 
 def _unique(values: Iterable[Any]) -> list[Any]:
