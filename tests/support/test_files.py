@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import json
 import math
 from pathlib import Path
@@ -35,3 +36,29 @@ def test_a_cut_file_is_named(tmp_path: Path, left: int) -> None:
         path.write_bytes(path.read_bytes()[:left])
         with pytest.raises(ValueError, match=f"{path.name} is cut short or damaged"):
             read(path)
+
+
+SOURCES = sorted((Path(__file__).parents[2] / "src").rglob("*.py"))
+
+
+def opened_as_text(source: str) -> list[ast.Call]:
+    """Calls that open a file as text: `open`, and methods of paths."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        method = isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) not in ("os", "common")
+        name = node.func.attr if isinstance(node.func, ast.Attribute) and method else ast.unparse(node.func)
+        modes = [each.value for each in node.args if isinstance(each, ast.Constant)]
+        binary = any(isinstance(mode, str) and "b" in mode for mode in modes)
+        if name == "open" and not binary or method and name in ("read_text", "write_text"):
+            found.append(node)
+    return found
+
+
+@pytest.mark.fault("C19", siblings="memory cards and configurations, tables, classes, claims")
+def test_every_text_is_utf_8_whatever_the_locale() -> None:
+    calls = [(path, call) for path in SOURCES for call in opened_as_text(path.read_text(encoding="utf-8"))]
+    assert len(calls) > 5
+    named = [(path, call) for path, call in calls if all(word.arg != "encoding" for word in call.keywords)]
+    assert not [f"{path.name}:{call.lineno}" for path, call in named]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from namm.inspection import Inspection, class_shares, inspect, plot_classes, sav
 from namm.inspection.table import HEADINGS, cells
 from namm.memory import NAMM
 from namm.policies.names import check_policies, make_policy
+from namm.support.files import strict_json, write_atomically
 from namm.support.plotting import markdown_table
 from namm.tasks import Document, heldout_documents, packaged_prose, read_documents
 from namm.tasks.documents import CODE_SUFFIXES, PROSE_SUFFIXES, Kind, cut_documents
@@ -72,8 +72,8 @@ def inspect_texts(
             own = sorted((s for s in shares if s.kind == kind), key=lambda share: order.index(share.name))
             common.print_table(f"classes of tokens in {kind}", HEADINGS, [cells(share) for share in own], left=2)
         if folder:
-            (folder / "classes.json").write_text(json.dumps([asdict(share) for share in shares], indent=1) + "\n")
-            (folder / "classes.md").write_text(markdown_table(HEADINGS, [cells(share) for share in shares]))
+            write_atomically(folder / "classes.json", strict_json([asdict(share) for share in shares], indent=1) + "\n")
+            write_atomically(folder / "classes.md", markdown_table(HEADINGS, [cells(share) for share in shares]))
             plot_classes(shares, folder / "classes.png")
             common.console.print(f"table and chart are in {folder}", markup=False)
 
