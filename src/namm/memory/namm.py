@@ -207,7 +207,7 @@ class NAMM:
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         tensors |= {"normalisation.mean": self.mean.cpu(), "normalisation.variance": self.variance.cpu()}
         config = strict_json({"model_type": "namm"} | asdict(self.config), indent=2) + "\n"
-        metadata = {"format": "pt", CONFIG_KEY: config}
+        metadata = {CONFIG_KEY: config}  # one key: the order of several is left to chance, and so are the bytes
         # the old memory is there until the weights are replaced, and the new one from then on, see `read_config`
         described = prepare(folder / CONFIG_FILE, config)
         write_atomically(folder / WEIGHTS_FILE, lambda partial: save_file(tensors, partial, metadata=metadata))
