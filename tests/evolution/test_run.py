@@ -94,7 +94,8 @@ def test_kill_minus_nine_in_the_middle_of_a_generation(uninterrupted, reader_fol
 @pytest.mark.fault("C19", siblings="a parent that is killed, which can tell its workers nothing")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_workers_end_with_their_parent(reader_folder, tmp_path, how):
-    run = subprocess.Popen(program(reader_folder, tmp_path, int(how), 1, 2), stdout=subprocess.PIPE, text=True)
+    """Also one that waits for work: the signal comes after the last sample of the first validation."""
+    run = subprocess.Popen(program(reader_folder, tmp_path, int(how), 4, 1), stdout=subprocess.PIPE, text=True)
     assert run.stdout is not None
     workers = [psutil.Process(int(pid)) for pid in run.stdout.readline().split() if psutil.pid_exists(int(pid))]
     _, left = psutil.wait_procs(workers, timeout=60)
