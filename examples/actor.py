@@ -9,7 +9,7 @@ from pathlib import Path
 import gymnasium
 import mujoco
 import numpy as np
-from rich.progress import track
+from fitting import counted
 
 DIRECTIONS, BEST = 8, 4  # tried in a round, each both ways; followed
 NOISE, STEP = 0.03, 0.02
@@ -45,7 +45,7 @@ def collect(folder: Path, environment: str, rounds: int) -> dict[str, np.ndarray
         saved = dict(np.load(path))
         found = {name: saved[name] for name in found}
         data = {name: [saved[name]] for name in FIELDS}
-    for number in track(range(int(found["round"]), rounds), f"actor of {environment}"):
+    for number in counted(range(int(found["round"]), rounds), f"actor of {environment}"):
         for episode in _search(world, found, np.random.default_rng(number)):
             for name in FIELDS:
                 data[name].append(episode[name])

@@ -21,9 +21,8 @@ import gymnasium
 import numpy as np
 import torch
 from actor import collect, make_world
-from fitting import digest, fit
+from fitting import counted, digest, fit
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
@@ -144,7 +143,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     def run(title: str, policy: Any) -> list[Row]:
         by = remembering if title.startswith("namm") else memory.config.update_interval
         key = f"{acting} {environment} {title} {by}"
-        seeds = track(range(arguments.episodes), title)
+        seeds = counted(range(arguments.episodes), title)
         return [
             journal.get(f"{key} {seed}", lambda seed=seed: live(model, policy, known, environment, seed))
             for seed in seeds

@@ -9,10 +9,24 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    track,
+)
 from torch import Tensor, nn
 
 SAVE_EVERY = 100  # updates
+
+
+def counted(numbers: range, what: str) -> Iterable[int]:
+    """The numbers, with a bar on standard error, so that what is printed is the same in every run."""
+    return track(numbers, what, console=Console(stderr=True))
 
 
 def digest(tensors: Iterable[Tensor], *rest: object) -> str:
@@ -45,7 +59,7 @@ def fit(model: nn.Module, loss_at: Callable[[int], Tensor], updates: int, checkp
         start = state["update"]
     model.train()
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn("loss {task.fields[loss]:.3f}"), *columns) as progress:
+    with Progress(TextColumn("loss {task.fields[loss]:.3f}"), *columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("", total=updates, completed=start, loss=math.nan)
         mean = math.nan
         for update in range(start, updates):

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fitting import digest, fit
+from fitting import counted, digest, fit
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from sklearn.datasets import load_digits
 from torch import Tensor
@@ -156,7 +155,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         key = f"{seeing} {name} {aim} {by} {arguments.frames}"
         return [
             journal.get(f"{key} {seed}", lambda seed=seed: watch(model, policy, clips, seed, arguments.frames)[0])
-            for seed in track(range(arguments.clips), title)
+            for seed in counted(range(arguments.clips), title)
         ]
 
     settings: list[tuple[str, list[Row]]] = [("full", run("full", None))]
