@@ -1,5 +1,5 @@
 # make setup      a virtual environment with everything, in .venv
-# make demo       the demonstration
+# make demo       a real model reads a text, forgets most of it, and answers about it
 # make test       lint and the tests (installs a second small model on first use)
 # make test-slow  the tests that take minutes
 # make lint       style, format and types

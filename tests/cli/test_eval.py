@@ -46,7 +46,10 @@ def test_a_file_of_ones_own_under_all_policies(tmp_path: Path, memory: str, file
     assert left == {"results.jsonl", "run.json", "scores.png", "table.json", "table.md"}
     rows = (out / "results.jsonl").read_text().splitlines()
     assert len(rows) == 2 * (1 + 2 * 7) and "| mine | namm |" in (out / "table.md").read_text()
-    again = run(*arguments)
+    again = run(*arguments, "--json")
+    found = json.loads(again.stdout)
+    assert found["folder"] == str(out) and found["results"] == len(rows)
+    assert {line["policy"] for line in found["lines"]} == {row["policy"] for row in map(json.loads, rows)}
     assert again.exit_code == 0 and (out / "results.jsonl").read_text().splitlines() == rows
 
 
@@ -85,3 +88,5 @@ def test_suites_are_made_of_tasks() -> None:
     assert [task.name for task in find_tasks(["pass_key", "offline"])].count("pass_key") == 1
     result = run("--list")
     assert result.exit_code == 0 and "offline" in result.output
+    found = json.loads(run("--list", "--json").stdout)
+    assert found["suites"]["offline"] == list(SUITES["offline"]) and not set(found["other_tasks"]) & {"pass_key"}

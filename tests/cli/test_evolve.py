@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,11 @@ def test_a_run_leaves_everything_and_can_be_resumed(arguments, tmp_path):
     first = NAMM.from_pretrained(out).flat
     (out / "model.safetensors").unlink()
     assert "--resume" in runner.invoke(app, arguments).stderr
-    result = runner.invoke(app, [*arguments, "--resume"])
+    result = runner.invoke(app, [*arguments, "--resume", "--json"])
     assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["memory"] == str(out) and found["test_samples"] == 2 and 0 < found["evolved"]["kept"] <= 1
+    assert "generations: 2 of 2" in result.stderr
     assert NAMM.from_pretrained(out).flat.equal(first)
 
 

@@ -56,7 +56,8 @@ def test_classes_of_a_folder(tmp_path: Path, texts: Path, memory: str) -> None:
         texts, "--classes", out, "--memory", memory, "--policy", "namm", "--policy", "streaming", "--kept", 0.5
     )
     assert result.exit_code == 0, result.output
-    assert {path.name for path in out.iterdir()} == {"classes.json", "classes.md", "classes.png"}
+    left = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    assert left == {"classes.json", "classes.md", "classes.png", "run.json"}
     shares = json.loads((out / "classes.json").read_text())
     assert {(share["kind"], share["policy"]) for share in shares} == {
         (kind, policy) for kind in ("code", "prose") for policy in ("namm", "streaming")
@@ -67,6 +68,10 @@ def test_classes_of_a_folder(tmp_path: Path, texts: Path, memory: str) -> None:
     for kind in ("code", "prose"):  # on an equal footing, but for a rule's rounding
         assert sum(kept[kind, "namm"]) == pytest.approx(sum(kept[kind, "streaming"]), abs=0.05)
     assert "| comment | namm |" in (out / "classes.md").read_text()
+    again = run(texts, "--classes", out, "--memory", memory, "--json")
+    assert again.exit_code == 0, "a table of ours is made anew"
+    found = json.loads(again.stdout)
+    assert found["folder"] == str(out) and {share["policy"] for share in found["classes"]} == {"namm"}
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,6 @@ def test_a_table_and_the_same_as_json() -> None:
         (["--context", "many"], "'many' is no number of tokens"),
         (["--context", "0"], "'0' is no number of tokens"),
         (["--kept", "2"], "fractions kept lie in (0, 1]"),
-        (["--dtype", "int3"], "unknown dtype 'int3'"),
         (["--memory", "nothing"], "no memory 'nothing'"),
     ],
 )

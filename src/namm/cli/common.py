@@ -1,81 +1,63 @@
-"""What the commands share: options, errors, the table of policies."""
+"""What the commands share: loading, reading, and a policy from its options."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
-from torch import Tensor
-from transformers import PreTrainedModel
+from namm.cli.console import errors
+from namm.cli.options import Dtype
+from namm.cli.progress import waiting
 
-from namm.evaluation import Comparison, compare
-from namm.memory import NAMM
-from namm.models import load_model
+if TYPE_CHECKING:
+    from namm.memory import NAMM
+    from namm.policies import Policy
+    from namm.tasks import Document
 
-DEFAULT_MODEL = "smollm2-135m"
-DEFAULT_MEMORY = "smollm2-135m"
-
-ModelOption = Annotated[str, typer.Option("--model", help="Embedded model, hub id, local folder or .gguf file.")]
-MemoryOption = Annotated[str, typer.Option("--memory", help="Shipped memory, folder or hub id.")]
-KeptOption = Annotated[
-    float | None,
-    typer.Option(
-        "--kept",
-        min=0.01,
-        max=1.0,
-        help="Aim at this kept fraction, for shipped memories 0.125 to 0.5 (else the memory's own choice).",
-    ),
-]
-DtypeOption = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16 or float32.")]
-DeviceOption = Annotated[str | None, typer.Option("--device", help="Where the model runs, for example cuda.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-
-console = Console()
-errors = Console(stderr=True)
+STORY = "island"  # of the packaged prose, what is asked about where no file is named
 
 
-@contextmanager
-def one_clear_error() -> Iterator[None]:
-    """What a user can mend is one sentence, not a traceback."""
+def load(model: str, dtype: Dtype, device: str | None) -> tuple[Any, Any]:
+    """Model and tokenizer, see `namm.load_model`; untyped, as transformers' own annotations lack `generate`.
+
+    Raises:
+        ValueError: also for a device that this machine lacks, before anything is loaded.
+    """
+    with waiting(f"loading {model}"):
+        if device is not None:
+            _check_device(device)
+        from transformers.utils import logging
+
+        from namm.models import load_model
+
+        if not errors.is_terminal:
+            logging.disable_progress_bar()
+        return load_model(model, dtype=dtype.value, device=device)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
     try:
-        yield
-    except (OSError, ValueError, TypeError) as error:
-        errors.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        errors.print("stopped")
-        raise typer.Exit(130) from None
-
-
-def load(model: str, dtype: str, device: str | None) -> tuple[Any, Any]:
-    """Model and tokenizer, see `namm.load_model`; untyped, as transformers' own annotations lack `generate`."""
-    with errors.status(f"loading {model}"):
-        return load_model(model, dtype=dtype, device=device)
+        wanted = torch.device(device)
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "torch can't use it"
+        raise ValueError(f"no device {device!r} on this machine ({reason}); --device cpu always works") from None
+    if wanted.type == "meta":
+        raise ValueError("the device 'meta' holds no numbers; --device cpu always works")
 
 
 def read_text(file: Path) -> str:
-    """The text of a UTF-8 file.
+    """The text of a UTF-8 file, without a byte order mark.
 
     Raises:
-        ValueError: if it is not UTF-8, or holds nothing but blanks.
+        ValueError: if it is no file, not UTF-8, or holds nothing but blanks.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ValueError(f"{file}: no such file") from None
     except UnicodeDecodeError:
@@ -85,86 +67,76 @@ def read_text(file: Path) -> str:
     return text
 
 
-def progress_bars() -> Progress:
-    """Bars on standard error with a description, a count, times and a task's field ``note``."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=errors,
-    )
-
-
-@contextmanager
-def stage_bars() -> Iterator[Callable[[str, int, int, str], None]]:
-    """A bar for each stage of a long work: yields what is to be called with a stage, how much of how many, a note."""
-    with progress_bars() as bars:
-        stages: dict[str, TaskID] = {}
-
-        def update(stage: str, done: int, total: int, note: str = "") -> None:
-            if stage not in stages:
-                stages[stage] = bars.add_task(stage, total=total, note="")
-            bars.update(stages[stage], completed=done, note=note)
-
-        yield update
-
-
-def writable_folder(output: Path) -> Path:
-    """The folder, made if need be; ValueError if nothing can be written there."""
+def check_writable(folder: Path) -> None:
+    """Make the folder if need be; ValueError if nothing can be written there."""
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        probe = output / ".writable"
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ValueError(f"can't write to {output}: {error.strerror or error}") from None
-    return output
+        raise ValueError(f"can't write to {folder}: {error.strerror or error}") from None
 
 
-def run_comparison(
-    model: PreTrainedModel, ids: Tensor, memory: NAMM, kept: float | None, tail: int
-) -> list[Comparison]:
-    with errors.status("measuring") as status:
-        return list(
-            compare(model, ids, memory, kept=kept, tail=tail, progress=lambda name: status.update(f"measuring {name}"))
-        )
+def packaged_story() -> Document:
+    """The short text that the commands ask about by default."""
+    from namm.tasks import packaged_prose
+
+    return packaged_prose(STORY)[0]
 
 
-def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
-    """Rows of texts; a line between those that begin differently, where more than one row begins alike.
+def policy_from(
+    name: str,
+    memory: NAMM,
+    *,
+    kept: float | None = None,
+    offset: float | None = None,
+    budget: float | None = None,
+) -> Policy:
+    """A policy from a command's options.
 
-    Args:
-        left: columns aligned to the left, all others to the right.
+    Raises:
+        ValueError: for an option that the policy does not take, or a fraction the memory can't aim at.
     """
-    table = Table(title=title, title_justify="left")
-    for number, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if number < left else "right", overflow="fold")
-    grouped = len({row[0] for row in rows}) < len(rows)
-    for number, row in enumerate(rows):
-        if grouped and number and row[0] != rows[number - 1][0]:
-            table.add_section()
-        table.add_row(*row)
-    # a file or a pipe has no width of its own
-    (console if console.is_terminal else Console(width=120)).print(table)
+    from namm.policies import BUDGETED, NAMMPolicy
+    from namm.policies.names import check_policies, make_policy
+
+    check_policies([name])
+    if name != "namm" and (kept is not None or offset is not None):
+        raise ValueError(f"--kept and --offset are the memory's; {name!r} takes --budget")
+    if name not in BUDGETED and budget is not None:
+        raise ValueError(f"--budget is for {', '.join(BUDGETED)}; {name!r} does not take one (namm takes --kept)")
+    if name not in BUDGETED:
+        return NAMMPolicy(memory, kept=kept, offset=offset) if name == "namm" else make_policy(name, None, memory)
+    budget = 0.25 if budget is None else budget
+    if budget <= 1:
+        return make_policy(name, budget, memory)
+    if budget != int(budget):
+        raise ValueError(f"--budget {budget} is neither a fraction up to 1 nor a whole number of tokens")
+    return BUDGETED[name](budget=int(budget), update_interval=memory.config.update_interval)
 
 
-def print_comparison(title: str, rows: Sequence[Comparison]) -> None:
-    headings = ("policy", "kept", "cache MiB", "loss", "rise", "prefill s")
-    print_table(
-        title,
-        headings,
-        [
-            (
-                row.policy,
-                f"{row.tail.kept_fraction:.3f}",
-                f"{row.tail.held_bytes / 2**20:.1f}",
-                f"{row.tail.loss:.3f}",
-                f"{row.rise:+.3f}",
-                f"{row.tail.seconds:.1f}",
-            )
-            for row in rows
-        ],
-    )
+def sources_of(text: Sequence[Path] | None, train_split: bool, library: bool) -> list[list[Document]]:
+    """Documents to learn from, by where they come from."""
+    from namm.tasks import read_documents, split_documents, standard_library_documents
+
+    sources = [read_documents(path) for path in text or ()]
+    if train_split:
+        sources = [split_documents(source, seed=0)["train"] for source in sources]
+    if library or not text:
+        sources.append(split_documents(standard_library_documents(), seed=0)["train"])  # the rest is for evaluation
+    return sources
+
+
+Number = TypeVar("Number", int, float)
+
+
+def numbers(text: str, kind: type[Number], option: str) -> list[Number]:
+    """Finite numbers from a text with commas between them."""
+    try:
+        found = [kind(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(map(math.isfinite, found)):
+        raise ValueError(f"{option} takes numbers separated by commas, not {text!r}")
+    return found

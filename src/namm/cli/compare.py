@@ -1,40 +1,70 @@
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from namm.cli import common
-from namm.cli.common import DeviceOption, DtypeOption, JsonOption, KeptOption, MemoryOption, ModelOption
-from namm.memory import NAMM
-from namm.policies import NAMMPolicy
-from namm.tasks import packaged_prose
+from namm.cli import common, options
+from namm.cli.console import print_json, print_table
+from namm.cli.options import Dtype
+from namm.cli.progress import stages
+
+if TYPE_CHECKING:
+    from namm.evaluation import Comparison
+
+HEADINGS = ("policy", "kept", "cache MiB", "loss", "rise", "prefill s")
 
 
 def compare(
-    file: Annotated[Path | None, typer.Argument(help="A text file (default: the packaged demonstration text).")] = None,
-    model: ModelOption = common.DEFAULT_MODEL,
-    memory: MemoryOption = common.DEFAULT_MEMORY,
-    kept: KeptOption = None,
+    file: Annotated[Path | None, typer.Argument(help="A text file (default: a packaged chapter of Austen).")] = None,
+    model: options.ModelOption = options.DEFAULT_MODEL,
+    memory: options.MemoryOption = options.DEFAULT_MEMORY,
+    kept: options.KeptOption = None,
     tokens: Annotated[int, typer.Option(min=64, help="Use at most this many tokens of the file.")] = 4352,
     tail: Annotated[int, typer.Option(min=1, help="Tokens at the end whose loss is measured.")] = 256,
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = None,
-    as_json: JsonOption = False,
+    dtype: options.DtypeOption = Dtype.AUTO,
+    device: options.DeviceOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """One document under every policy: kept fraction, cache size, loss of the held-out tail, time."""
-    with common.one_clear_error():
-        text = common.read_text(file) if file else packaged_prose("demo")[0].text
-        own = NAMM.from_pretrained(memory)
-        NAMMPolicy(own, kept=kept)  # refuse what it can't aim at before the model is loaded
-        network, tokenizer = common.load(model, dtype, device)
-        ids = tokenizer(text, return_tensors="pt").input_ids[:, :tokens]
-        rows = common.run_comparison(network, ids, own, kept, tail)
-        if as_json:
-            print(json.dumps([asdict(row) for row in rows]))
-        else:
-            name = file.name if file else "demo"
-            common.print_comparison(f"{name}: {ids.shape[1] - tail} tokens, then the loss of {tail}", rows)
+    from namm.evaluation import compare as run
+    from namm.memory import NAMM
+    from namm.tasks import packaged_prose
+    from namm.tasks.encode import encode
+
+    text = common.read_text(file) if file else packaged_prose("demo")[0].text
+    own = NAMM.from_pretrained(memory)
+    common.policy_from("namm", own, kept=kept)  # refuse what it can't aim at before the model is loaded
+    network, tokenizer = common.load(model, dtype, device)
+    ids = encode(tokenizer, text)[:, :tokens].to(network.device)
+    rows: list[Comparison] = []
+    with stages() as progress:
+
+        def before(policy: str) -> None:
+            progress("policies", len(rows), len(options.POLICIES), policy)
+
+        for row in run(network, ids, own, kept=kept, tail=tail, progress=before):
+            rows.append(row)
+        progress("policies", len(rows), len(rows))
+    name = file.name if file else "demo.txt"
+    if as_json:
+        print_json({"text": name, "tokens": ids.shape[1], "tail": tail, "policies": [asdict(row) for row in rows]})
+    else:
+        print_table(f"{name}: {ids.shape[1] - tail} tokens, then the loss of {tail}", HEADINGS, cells(rows))
+
+
+def cells(rows: list[Comparison]) -> list[tuple[str, ...]]:
+    """Under `HEADINGS`."""
+    return [
+        (
+            row.policy,
+            f"{row.tail.kept_fraction:.3f}",
+            f"{row.tail.held_bytes / 2**20:.1f}",
+            f"{row.tail.loss:.3f}",
+            f"{row.rise:+.3f}",
+            f"{row.tail.seconds:.1f}",
+        )
+        for row in rows
+    ]

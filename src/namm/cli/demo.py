@@ -1,64 +1,124 @@
 from __future__ import annotations
 
-from typing import Annotated
+from copy import deepcopy
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
-import torch
-import typer
+from namm.cli import common, options
+from namm.cli.compare import HEADINGS, cells
+from namm.cli.console import console, print_table
+from namm.cli.options import Dtype
+from namm.cli.progress import stages
 
-from namm.cache import MemoryCache
-from namm.cli import common
-from namm.cli.common import KeptOption, MemoryOption, ModelOption, console
-from namm.evaluation import answer_score
-from namm.memory import NAMM
-from namm.policies import Full, NAMMPolicy, Policy
-from namm.tasks import packaged_prose, pass_key
+if TYPE_CHECKING:
+    from namm.cache import MemoryCache
 
-TAIL = 256
+# what this model, a very small one, answers with everything kept
+QUESTIONS = (
+    "When was the lighthouse built?",
+    "What is the dog's name?",
+    "What were the names of the two students?",
+)
+NEXT = (
+    ("ask something yourself", 'namm generate --question "What is the warden\'s name?" --kept 0.25'),
+    ("see every token, kept or forgotten, in a page", "namm inspect -o page.html"),
+    ("put all rules beside each other on a longer text", "namm compare"),
+)
+TAIL = 256  # tokens of the text whose loss is measured
+RULES = 4  # of the table: full, namm and the first two of the others
+PHRASES, WORDS = 3, 4  # shown at either end; words that a phrase has at least
 
 
 def demo(
-    model: ModelOption = common.DEFAULT_MODEL,
-    memory: MemoryOption = common.DEFAULT_MEMORY,
-    kept: KeptOption = 0.25,
-    tokens: Annotated[int, typer.Option(min=2 * TAIL, max=6400, help="Tokens of the document.")] = 4352,
+    model: options.ModelOption = options.DEFAULT_MODEL,
+    memory: options.MemoryOption = options.DEFAULT_MEMORY,
+    kept: options.KeptOption = 0.25,
+    dtype: options.DtypeOption = Dtype.AUTO,
 ) -> None:
-    """A real model reads a real document, forgets most of it, goes on writing and recalls a fact; then every rule."""
-    with common.one_clear_error():
-        own = NAMM.from_pretrained(memory)
-        network, tokenizer = common.load(model, "auto", None)
-        document = packaged_prose("demo")[0]
-        ids = tokenizer(document.text, return_tensors="pt").input_ids[:, :tokens]
+    """A real model reads a text, forgets most of it, and is asked about it; then a few rules side by side."""
+    import torch
 
-        console.rule("1. A document goes in, and most of it is forgotten")
-        read = ids[:, :-TAIL]
-        cache = MemoryCache(network, NAMMPolicy(own, kept=kept))
-        console.print(f"{read.shape[1]} tokens of {document.name!r} into {model}", highlight=False)
-        with torch.inference_mode(), common.errors.status("reading"):
-            written = network.generate(
-                read,
-                attention_mask=torch.ones_like(read),
-                past_key_values=cache,
-                max_new_tokens=48,
-                do_sample=False,
-                pad_token_id=0,
-            )
-        console.print(str(cache.stats()), highlight=False)
-        console.print("… " + tokenizer.decode(read[0, -40:]), style="dim", markup=False, highlight=False)
-        console.print(tokenizer.decode(written[0, read.shape[1] :]), style="green", markup=False, highlight=False)
+    from namm.cache import MemoryCache
+    from namm.cli.reading import answer, ask, in_chat, read
+    from namm.evaluation import compare
+    from namm.memory import NAMM
+    from namm.tasks.encode import encode
 
-        console.rule("2. Is a fact that nobody had asked for still there?")
-        sample = pass_key([document], tokenizer, tokens=2048, seed=3)
-        context, question, answer = sample.token_ids(tokenizer)
-        policies: tuple[Policy, ...] = (Full(), NAMMPolicy(own, kept=kept))
-        for policy in policies:
-            found = answer_score(network, context, question, answer, policy)
-            console.print(
-                f"{policy.name:>5}: pass key {sample.answer.strip()}, asked after {context.shape[1]} tokens, "
-                f"{found.kept_fraction:.0%} of them kept: {'right' if found.correct else 'wrong'} "
-                f"(log-probability {found.log_probability:.2f} a digit)",
-                highlight=False,
-            )
+    own = NAMM.from_pretrained(memory)
+    policies = {"full": common.policy_from("full", own), "namm": common.policy_from("namm", own, kept=kept)}
+    network, tokenizer = common.load(model, dtype, None)
+    document = common.packaged_story()
+    before, text, _ = in_chat(tokenizer, document.text.strip()).partition(document.text.strip())
+    context = encode(tokenizer, before + text).to(network.device)
 
-        console.rule(f"3. Every rule on the same document, {TAIL} unseen tokens follow")
-        rows = common.run_comparison(network, ids, own, kept, TAIL)
-        common.print_comparison(f"{read.shape[1]} tokens of {document.name!r}, then the loss of {TAIL}", rows)
+    console.rule("1. A text goes in, and most of it is forgotten")
+    title = text.partition("\n")[0]
+    console.print(f"{model} reads {title!r}, {context.shape[1]} tokens, into two caches; no question is known yet.\n")
+    caches: dict[str, MemoryCache] = {}
+    with torch.inference_mode(), stages() as progress:
+        for name, policy in policies.items():
+            caches[name] = MemoryCache(network, policy)
+            read(network, context, caches[name], progress, f"reading ({name})")
+    rows = [
+        (
+            name,
+            f"{stats.kept_tokens:.0f} ({stats.kept_fraction:.0%})",
+            f"{stats.held_bytes / 2**20:.1f}",
+            f"{stats.state_bytes / 2**20:.1f}",
+        )
+        for name, stats in ((name, cache.stats()) for name, cache in caches.items())
+    ]
+    print_table("", ("cache", "tokens kept, mean of all heads", "MiB", "of it the policy's own"), rows)
+    phrases = sorted(_phrases(tokenizer, context[0], caches["namm"]), reverse=True)
+    for heading, some in (("kept most", phrases[:PHRASES]), ("kept least", phrases[-PHRASES:])):
+        console.print(f"\n{heading} by namm, all but the newest considered; share of heads that hold a phrase:")
+        for share, phrase in some:
+            console.print(f"  {share:4.0%}  {phrase}", style="green" if heading == "kept most" else "dim")
+
+    console.print()
+    console.rule("2. Only now it is asked about the text")
+    for question in QUESTIONS:
+        after = in_chat(tokenizer, f"{text}\n\n{ask(question)}").partition(text)[2]
+        ids = torch.cat([context, encode(tokenizer, after, begins=False).to(network.device)], dim=1)
+        console.print(f"\n{question}", style="bold")
+        for name, cache in caches.items():
+            with torch.inference_mode():
+                found = answer(network, tokenizer, ids, deepcopy(cache), 40)  # as the text left it
+            console.print(f"  {name}: {tokenizer.decode(found, skip_special_tokens=True).strip()}")
+
+    console.print()
+    ids = encode(tokenizer, text).to(network.device)
+    read_first = ids.shape[1] - TAIL
+    console.rule(f"3. A few rules: {read_first} tokens are read, then the model is to say the next {TAIL}")
+    with stages() as progress:
+        table = []
+        for row in islice(compare(network, ids, own, kept=kept, tail=TAIL), RULES):
+            table.append(row)
+            progress("rules", len(table), RULES, row.policy)
+    print_table("rise: of the loss over that of the full cache, nats a token", HEADINGS, cells(table))
+
+    console.print()
+    console.rule("What to type next")
+    for what, command in NEXT:
+        console.print(f"{what}:\n  {command}", soft_wrap=True)
+
+
+def _phrases(tokenizer: Any, ids: Any, cache: MemoryCache) -> list[tuple[float, str]]:
+    """Phrases of at least `WORDS` words, each with the mean share of heads that hold its tokens.
+
+    The newest are left out: every rule keeps what has just come.
+    """
+    import torch
+
+    heads = [positions for layer in cache.positions() for positions in layer[0]]
+    held = torch.zeros(len(ids))
+    for positions in heads:
+        held[positions.long().cpu()] += 1 / len(heads)
+    phrases, start = [], 0
+    for end, token in enumerate(ids.tolist(), start=1):
+        if tokenizer.decode([token]).strip().endswith((",", ".", ":", ";")):
+            phrase = tokenizer.decode(ids[start:end], skip_special_tokens=True).strip()
+            if len(phrase.split()) >= WORDS and end <= len(ids) - (cache.policy.update_interval or 0):
+                phrases.append((float(held[start:end].mean()), " ".join(phrase.split())))
+            start = end
+    return phrases

@@ -5,20 +5,10 @@ from typing import Annotated
 
 import typer
 
-from namm.cli import common
-from namm.cli.common import DeviceOption, DtypeOption, MemoryOption, console
-from namm.evaluation.benchmarks.base import Request
-from namm.evaluation.plots import plot_grid, plot_scores
-from namm.evaluation.run import EvalConfig, Evaluation
-from namm.evaluation.suites import SUITES, TASKS, find_tasks
-from namm.evaluation.table import HEADINGS, cells, lines, markdown
-from namm.memory import NAMM
-from namm.models.rope import extend_window
-from namm.policies.names import POLICIES
-from namm.support.files import strict_json, write_atomically
-from namm.support.journal import Journal, Row
-from namm.support.runs import claim
-from namm.tasks import heldout_documents, read_documents
+from namm.cli import common, options
+from namm.cli.console import console, errors, print_json, print_table
+from namm.cli.options import Dtype
+from namm.cli.progress import stages
 
 RESULTS = "results.jsonl"
 
@@ -27,7 +17,7 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Argument(help="Folder for results, table and plots; goes on where it stopped.")
     ] = None,
-    suite: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(SUITES)}; repeatable.")] = None,
+    suite: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(options.SUITES)}; repeatable.")] = None,
     task: Annotated[
         list[str] | None, typer.Option(help="A task, or file:PATH.jsonl in the format of LongBench; repeatable.")
     ] = None,
@@ -35,8 +25,10 @@ def evaluate(
     model: Annotated[
         list[str] | None, typer.Option(help="Embedded model, hub id, local folder or .gguf file; repeatable.")
     ] = None,
-    memory: MemoryOption = common.DEFAULT_MEMORY,
-    policy: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(POLICIES)}; repeatable, else all.")] = None,
+    memory: options.MemoryOption = options.DEFAULT_MEMORY,
+    policy: Annotated[
+        list[str] | None, typer.Option(help=f"Of {', '.join(options.POLICIES)}; repeatable, else all.")
+    ] = None,
     budget: Annotated[list[float] | None, typer.Option(help="Fraction to keep; repeatable (0.5 and 0.25).")] = None,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Of each task, at most (else all; of generated tasks 3).")
@@ -51,67 +43,88 @@ def evaluate(
     rope_factor: Annotated[float, typer.Option(min=1.0, help="Stretch rotary positions (NTK-aware).")] = 1.0,
     batch: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 1,
     seed: Annotated[int, typer.Option(help="Of generated tasks.")] = 0,
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = None,
+    dtype: options.DtypeOption = Dtype.AUTO,
+    device: options.DeviceOption = None,
     list_tasks: Annotated[bool, typer.Option("--list", help="Print all tasks and suites.")] = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Benchmarks under every policy: scores, absolute and of the full cache's, against what is really kept."""
-    with common.one_clear_error():
-        if list_tasks:
-            _print_tasks()
-            return
-        if output is None:
-            raise ValueError("name a folder for the results: namm eval OUTPUT --suite offline")
-        if not suite and not task:
-            raise ValueError("name what to evaluate: --suite offline, or --task NAME (--list prints them)")
-        tasks = find_tasks([*(suite or ()), *(task or ())], metric)
-        configs = [
-            EvalConfig(
-                name,
-                memory,
-                tuple(policy or POLICIES),
-                tuple(sorted(budget or (0.5, 0.25), reverse=True)),
-                question_seen,
-                window,
-                batch,
-                rope_factor,
-            )
-            for name in model or [common.DEFAULT_MODEL]
-        ]
-        texts = read_documents(*text) if text else heldout_documents()
-        own = NAMM.from_pretrained(memory)
-        folder = common.writable_folder(output)
-        rows: list[Row] = []
-        with claim(folder, "evaluation", {}), Journal(folder / RESULTS) as journal:
-            for config in configs:
-                network, tokenizer = common.load(config.model, dtype, device)
-                if rope_factor > 1:
-                    extend_window(network, rope_factor)
-                with common.stage_bars() as bar:
-                    run = Evaluation(
-                        network,
-                        tokenizer,
-                        own,
-                        config,
-                        journal,
-                        bar,
-                        lambda line: common.errors.print(line, markup=False),
-                    )
-                    rows += run.run(tasks, Request(tokenizer, data, tuple(texts), tokens, samples, seed))
+    if list_tasks:
+        _print_tasks(as_json)
+        return
+    if output is None:
+        raise ValueError("name a folder for the results: namm eval OUTPUT --suite offline")
+    if not suite and not task:
+        raise ValueError("name what to evaluate: --suite offline, or --task NAME (--list prints them)")
+    models = model or [options.DEFAULT_MODEL]
+
+    from namm.support.extras import require
+    from namm.support.runs import check_output, claim
+
+    files = [name.removeprefix("file:") for name in task or () if name.startswith("file:")]
+    check_output(output, inputs=[*models, memory, data, *(text or ()), *files])
+    require(["matplotlib"], "eval")
+
+    from namm.evaluation.benchmarks.base import Request
+    from namm.evaluation.plots import plot_grid, plot_scores
+    from namm.evaluation.run import EvalConfig, Evaluation
+    from namm.evaluation.suites import find_tasks
+    from namm.evaluation.table import HEADINGS, cells, lines, markdown
+    from namm.memory import NAMM
+    from namm.models.rope import extend_window
+    from namm.support.files import strict_json, write_atomically
+    from namm.support.journal import Journal, Row
+    from namm.tasks import heldout_documents, read_documents
+
+    tasks = find_tasks([*(suite or ()), *(task or ())], metric)
+    configs = [
+        EvalConfig(
+            name,
+            memory,
+            tuple(policy or options.POLICIES),
+            tuple(sorted(budget or (0.5, 0.25), reverse=True)),
+            question_seen,
+            window,
+            batch,
+            rope_factor,
+        )
+        for name in models
+    ]
+    texts = read_documents(*text) if text else heldout_documents()
+    own = NAMM.from_pretrained(memory)
+    common.check_writable(output)
+    rows: list[Row] = []
+    # each result says what it depends on
+    with claim(output, "evaluation", {}), Journal(output / RESULTS) as journal:
+        for config in configs:
+            network, tokenizer = common.load(config.model, dtype, device)
+            if rope_factor > 1:
+                extend_window(network, rope_factor)
+            with stages() as update:
+                run = Evaluation(network, tokenizer, own, config, journal, update, errors.print)
+                rows += run.run(tasks, Request(tokenizer, data, tuple(texts), tokens, samples, seed))
         if not rows:
             raise ValueError("no task could be run")
         found = lines(rows)
-        write_atomically(folder / "table.md", markdown(found))
-        write_atomically(folder / "table.json", strict_json([vars(line) for line in found], indent=1))
-        plot_scores(found, folder / "scores.png")
-        plot_grid(rows, folder / "grid.png")
-        for name in dict.fromkeys(line.model for line in found):
-            common.print_table(name, HEADINGS, [cells(line) for line in found if line.model == name], left=2)
-        console.print(f"{len(rows)} results, table and plots are in {folder}")
+        write_atomically(output / "table.md", markdown(found))
+        write_atomically(output / "table.json", strict_json([vars(line) for line in found], indent=1) + "\n")
+        plot_scores(found, output / "scores.png")
+        plot_grid(rows, output / "grid.png")
+    if as_json:
+        print_json({"folder": str(output), "results": len(rows), "lines": [vars(line) for line in found]})
+        return
+    for name in dict.fromkeys(line.model for line in found):
+        print_table(name, HEADINGS, [cells(line) for line in found if line.model == name], left=2)
+    console.print(f"{len(rows)} results, table and plots are in {output}")
 
 
-def _print_tasks() -> None:
-    for name, tasks in SUITES.items():
-        console.print(f"[bold]{name}[/bold]: {', '.join(tasks)}", highlight=False)
+def _print_tasks(as_json: bool) -> None:
+    from namm.evaluation.suites import SUITES, TASKS
+
     rest = [name for name in TASKS if all(name not in tasks for tasks in SUITES.values())]
-    console.print(f"and: {', '.join(rest)}; file:PATH.jsonl", highlight=False)
+    if as_json:
+        print_json({"suites": {name: list(tasks) for name, tasks in SUITES.items()}, "other_tasks": rest})
+        return
+    for name, tasks in SUITES.items():
+        console.print(f"{name}: {', '.join(tasks)}")
+    console.print(f"and: {', '.join(rest)}; file:PATH.jsonl")

@@ -1,0 +1,57 @@
+"""Options that commands share, each declared once, and the names that help texts list.
+
+Nothing here, nor at the head of a command's file, imports what needs torch: ``--help`` is quick. A test holds the names
+against those of the library.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_MODEL = DEFAULT_MEMORY = "smollm2-135m"
+POLICIES = ("full", "namm", "streaming", "h2o", "l2", "tova", "snapkv", "random")
+PRESETS = ("cpu-demo", "cpu", "gpu")
+CONFIGS = ("gemma3-270m", "meta-llama-3-70b", "meta-llama-3-8b", "smollm2-135m")
+SUITES = ("offline", "longbench", "choubun", "leval", "infinitebench", "ruler", "needle")
+REFINE_BOUNDS, REFINE_RECALL = "300,300,100", 1.0
+
+
+class Dtype(StrEnum):
+    AUTO = "auto"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+
+
+ModelOption = Annotated[str, typer.Option("--model", help="Embedded model, hub id, local folder or .gguf file.")]
+MemoryOption = Annotated[str, typer.Option("--memory", help="Shipped memory, folder or hub id.")]
+KeptOption = Annotated[
+    float | None,
+    typer.Option(
+        "--kept",
+        min=0.01,
+        max=1.0,
+        help="Aim at this kept fraction, for shipped memories 0.125 to 0.5 (else the memory's own choice).",
+    ),
+]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Of the weights.")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="Where the model runs, for example cuda.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+OutputArgument = Annotated[Path, typer.Argument(help="Folder for the memory; the same command again resumes.")]
+TextOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--text",
+        help="File or folder of texts (.txt, .md, source code, .jsonl); repeat it for more. "
+        "Default: Python's standard library.",
+    ),
+]
+TrainSplitOption = Annotated[
+    bool, typer.Option("--train-split", help="Of --text, learn from the training split only (namm.tasks).")
+]
+LibraryOption = Annotated[bool, typer.Option("--library", help="Read Python's standard library as well as --text.")]

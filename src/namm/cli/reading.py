@@ -1,0 +1,103 @@
+"""A prompt: encoded as its model expects it, read with progress, decided on where it ends, and answered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from namm.cache import MemoryCache
+    from namm.cli.progress import Update
+
+CHUNK = 512  # tokens fed at once: the progress moves, and what is kept is the same
+
+
+def encode_prompt(
+    tokenizer: Any, texts: Sequence[str | None], question: str | None = None, *, raw: bool = False
+) -> Tensor:
+    """Token ids ``[1, tokens]`` of texts and a question, blank lines between them, as a user's turn of a chat.
+
+    Args:
+        raw: without the tokenizer's chat template, to be continued, as where it has none.
+    """
+    from namm.tasks.encode import encode
+
+    before, chat = any(texts), not raw and has_chat(tokenizer)
+    asked = ask(question) if chat and question and before else question
+    message = "\n\n".join(part for part in (*texts, asked) if part)
+    return encode(tokenizer, in_chat(tokenizer, message) if chat else message)
+
+
+def ask(question: str) -> str:
+    """A question as it follows a text in a chat."""
+    return f"Question: {question}"
+
+
+def has_chat(tokenizer: Any) -> bool:
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def in_chat(tokenizer: Any, message: str) -> str:
+    """The text of a chat in which the assistant's turn has come; the message itself where there is no template."""
+    if not has_chat(tokenizer):
+        return message
+    from jinja2 import TemplateError
+
+    turns = [{"role": "user", "content": message}]
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    except TemplateError as error:
+        raise ValueError(f"the model's chat template fails ({error}); --raw goes without it") from error
+
+
+def read(model: Any, ids: Tensor, cache: MemoryCache, progress: Update, stage: str = "reading") -> None:
+    """Feed ``[1, tokens]`` to the model, and decide on what they leave in the cache."""
+    total = ids.shape[1]
+    if not total:
+        return
+    progress(stage, 0, total)
+    for start in range(0, total, CHUNK):
+        model(ids[:, start : start + CHUNK], past_key_values=cache, logits_to_keep=1)
+        progress(stage, min(start + CHUNK, total), total)
+    cache.settle()
+
+
+def answer(model: Any, tokenizer: Any, ids: Tensor, cache: MemoryCache, new_tokens: int, **options: Any) -> Tensor:
+    """Greedily chosen token ids that follow ``[1, tokens]``, of which the cache has read all but some at the end."""
+    import torch
+
+    pad = next(token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if token is not None)
+    output = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        past_key_values=cache,
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        pad_token_id=pad,
+        **options,
+    )
+    return output[0, ids.shape[1] :]
+
+
+class Clock:
+    """A stopping criterion that never stops, and notes when the first and the last token came."""
+
+    def __init__(self) -> None:
+        self.started = self.last = time.perf_counter()
+        self.first: float | None = None
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        self.last = time.perf_counter()
+        self.first = self.first or self.last
+        return input_ids.new_zeros(len(input_ids), dtype=bool)
+
+    @property
+    def prefill(self) -> float:
+        return (self.first or self.last) - self.started
+
+    @property
+    def decode(self) -> float:
+        return self.last - (self.first or self.last)
