@@ -135,6 +135,12 @@ def test_reading_in_chunks_changes_nothing(document: Path, memory: str, monkeypa
     assert "reading: 0 of 429" in pieces["stderr"]
 
 
+def test_a_prompt_shorter_than_a_block_is_kept_whole_unless_less_is_asked_for(document: Path) -> None:
+    prompt = ("--prompt", document.read_text()[:200], "--policy", "streaming")
+    assert generated(*prompt)["kept_fraction"] == 1.0
+    assert generated(*prompt, "--budget", "0.5")["kept_fraction"] == pytest.approx(0.5, abs=0.01)
+
+
 @pytest.mark.fault("D23")
 def test_a_short_prompt_holds_no_more_than_a_full_cache_by_much(memory: str) -> None:
     result = runner.invoke(app, ["generate", "--prompt", "thirteen toks", "--memory", memory])

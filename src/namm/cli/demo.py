@@ -13,14 +13,10 @@ from namm.cli.progress import stages
 if TYPE_CHECKING:
     from namm.cache import MemoryCache
 
-# what this model, a very small one, answers with everything kept
-QUESTIONS = (
-    "When was the lighthouse built?",
-    "What is the dog's name?",
-    "What were the names of the two students?",
-)
+# what the default model, a very small one, answers surely with everything kept
+QUESTIONS = ("What is the dog's name?", "What is the warden's name?", "What bird came down in September?")
 NEXT = (
-    ("ask something yourself", 'namm generate --question "What is the warden\'s name?" --kept 0.25'),
+    ("ask something yourself", 'namm generate --question "What is the name of the island?" --kept 0.25'),
     ("see every token, kept or forgotten, in a page", "namm inspect -o page.html"),
     ("put all rules beside each other on a longer text", "namm compare"),
 )

@@ -56,7 +56,10 @@ def generate(
     cache, clock = MemoryCache(network, rule), Clock()
     with torch.inference_mode():
         with stages() as progress:
-            read(network, ids[:, :-1], cache, progress)  # the last token gives the first of the answer
+            # the last token gives the first of the answer; a short prompt is kept whole, if nothing else is asked for
+            asked = any(option is not None for option in (kept, offset, budget))
+            decide = asked or ids.shape[1] > (rule.update_interval or 0)
+            read(network, ids[:, :-1], cache, progress, decide=decide)
         stats = cache.stats()
         found = answer(network, tokenizer, ids, cache, max_new_tokens, streamer=streamer, stopping_criteria=[clock])
     answered = tokenizer.decode(found, skip_special_tokens=True)

@@ -53,8 +53,14 @@ def in_chat(tokenizer: Any, message: str) -> str:
         raise ValueError(f"the model's chat template fails ({error}); --raw goes without it") from error
 
 
-def read(model: Any, ids: Tensor, cache: MemoryCache, progress: Update, stage: str = "reading") -> None:
-    """Feed ``[1, tokens]`` to the model, and decide on what they leave in the cache."""
+def read(
+    model: Any, ids: Tensor, cache: MemoryCache, progress: Update, stage: str = "reading", decide: bool = True
+) -> None:
+    """Feed ``[1, tokens]`` to the model, and decide on what they leave in the cache.
+
+    Args:
+        decide: else what came since the last update stays until the next.
+    """
     total = ids.shape[1]
     if not total:
         return
@@ -62,7 +68,8 @@ def read(model: Any, ids: Tensor, cache: MemoryCache, progress: Update, stage: s
     for start in range(0, total, CHUNK):
         model(ids[:, start : start + CHUNK], past_key_values=cache, logits_to_keep=1)
         progress(stage, min(start + CHUNK, total), total)
-    cache.settle()
+    if decide:
+        cache.settle()
 
 
 def answer(model: Any, tokenizer: Any, ids: Tensor, cache: MemoryCache, new_tokens: int, **options: Any) -> Tensor:
