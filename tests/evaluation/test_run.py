@@ -118,7 +118,7 @@ def test_wrong_settings_are_refused(wrong) -> None:
 
 
 def test_an_answer_ends_at_a_stop(reader) -> None:
-    from namm.evaluation.answering import Reply
+    from namm.evaluation.replies import Reply
 
     task, question = Task("made/up", "exact", 5, questions, ("\n",)), Question("0", "", "", ("be\nnot", "be"))
     assert score_of(task, question, Reply("\n\nbe\nnot", None, 1, 1, 0)) == 1.0

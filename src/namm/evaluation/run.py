@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from namm.evaluation.answering import Prompt, Reply, reply
 from namm.evaluation.benchmarks.base import Question, Request, SkippedTaskError, Task
+from namm.evaluation.replies import Prompt, Reply, reply
 from namm.memory import NAMM
 from namm.policies.names import check_policies, make_policy
 from namm.support.journal import Journal, Row
