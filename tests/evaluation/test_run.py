@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from tokenizing import bytewise
 
 from namm import NAMM, NAMMConfig
 from namm.evaluation.benchmarks.base import Question, Request, SkippedTaskError, Task
@@ -56,6 +57,17 @@ def test_every_policy_meets_what_the_memory_kept(reader, characters, request_) -
             assert row["score"] == pytest.approx(math.exp(row["log_probability"])) and row["text"] == ""
     assert {row["kept"] for row in rows if row["policy"] == "full"} == {1.0}
     json.dumps(rows)
+
+
+@pytest.mark.fault("A7", siblings="Sample.token_ids")
+def test_a_prompt_begins_as_the_tokenizer_begins_texts(reader) -> None:
+    """Also where a template puts it there, and a setting says nothing of it (Llama 3)."""
+    tokenizer = bytewise("<s> $A </s>")
+    prompt = evaluation(reader, tokenizer)._prompt(TASK, Question("0", "To be", " or not", ("be",)))
+    assert tokenizer.convert_ids_to_tokens(prompt.context) == ["<s>", *"ToĠbe"]
+    assert tokenizer.convert_ids_to_tokens(prompt.question) == list("ĠorĠnot")
+    with pytest.raises(ValueError, match="made/up, 0: the context is empty"):
+        evaluation(reader, tokenizer)._prompt(TASK, Question("0", "\n", " or not", ("be",)))
 
 
 def test_nothing_finished_is_measured_again(reader, characters, request_, tmp_path) -> None:

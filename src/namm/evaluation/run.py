@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
+from torch import Tensor
 
 from namm.evaluation.benchmarks.base import Question, Request, SkippedTaskError, Task
 from namm.evaluation.replies import Prompt, Reply, reply
@@ -17,6 +17,7 @@ from namm.memory import NAMM
 from namm.policies.names import check_policies, make_policy
 from namm.support.journal import Journal, Row
 from namm.support.version import VERSION
+from namm.tasks.encode import encode
 from namm.tasks.metrics import LIKELIHOOD, METRICS
 
 if TYPE_CHECKING:
@@ -113,21 +114,18 @@ class Evaluation:
         own = [policy for policy in self.config.policies if policy == "namm"]
         return full + own + [policy for policy in self.config.policies if policy not in ("full", "namm")]
 
-    def _ids(self, text: str) -> torch.Tensor:
-        """``[tokens]``, without special ones."""
-        return self.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0].long()
+    def _following(self, text: str) -> Tensor:
+        """``[tokens]`` of a text that goes on from a context."""
+        return encode(self.tokenizer, text, begins=False)[0]
 
     def _prompt(self, task: Task, question: Question) -> Prompt:
-        context, asked = self._ids(question.context), self._ids(question.question)
-        beginning = self.tokenizer.bos_token_id
-        if beginning is not None and getattr(self.tokenizer, "add_bos_token", False):
-            context = torch.cat([torch.tensor([beginning]), context])
+        context, asked = encode(self.tokenizer, question.context)[0], self._following(question.question)
         if not len(asked):  # something must come after the decision
             context, asked = context[:-1], context[-1:]
-        if not len(context):
+        if not question.context.strip() or not len(context):
             raise ValueError(f"{task.name}, {question.name}: the context is empty")
         window = self._window()
-        after = len(self._ids(question.answers[0])) if task.metric == LIKELIHOOD else self._new_tokens(task)
+        after = len(self._following(question.answers[0])) if task.metric == LIKELIHOOD else self._new_tokens(task)
         return Prompt(context, asked).cut_in_the_middle(window - after) if window else Prompt(context, asked)
 
     def _window(self) -> int | None:
@@ -152,7 +150,7 @@ class Evaluation:
         keys = [self._key(task, q, p, policy, aim, kept) for q, p in zip(questions, prompts, strict=True)]
         if all(key in self.journal.rows for key in keys):
             return [self.journal.rows[key] for key in keys]
-        reference = self._ids(questions[0].answers[0]) if task.metric == LIKELIHOOD else None
+        reference = self._following(questions[0].answers[0]) if task.metric == LIKELIHOOD else None
         budget = kept if policy not in ("full", "namm") else aim
         replies = reply(
             self.model,

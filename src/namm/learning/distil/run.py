@@ -18,6 +18,7 @@ from namm.memory import NAMM, NAMMConfig
 from namm.policies import NAMMPolicy
 from namm.support.runs import Progress, claim, digest, identify, save_atomically
 from namm.tasks.documents import Document
+from namm.tasks.encode import encode
 
 REPEAT = "\n\nRepeat the text above.\n\n"
 
@@ -93,7 +94,7 @@ def distill(
         },
     )
     first = max(1, round(settings.first * len(passages)))
-    repeat = tokenizer(REPEAT, return_tensors="pt", add_special_tokens=False).input_ids
+    repeat = encode(tokenizer, REPEAT, begins=False)
 
     def record(index: int, acting: NAMMPolicy | None) -> list[Sample]:
         file = work / f"{index:04d}.pt"
