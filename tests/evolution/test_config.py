@@ -23,6 +23,12 @@ def test_presets_are_sound(name):
         ("population = 'many'\n" + STAGES, "must be of type int"),
         ("seed = true\n" + STAGES, "must be of type int"),
         ("[[stages]]\ntasks = 'pass_key'", "must be a list"),
+        ("[[stages]]\ntasks = [1]", "tasks = [1] in [[stages]] must be a list (tuple[str, ...])"),
+        ("[[stages]]\ntasks = ['pass_key']\ntokens = ['a']", "tokens = ['a'] in [[stages]] must be a list"),
+        ("text = [1]\n" + STAGES, "text = [1] in the configuration must be a list"),
+        ("stages = 1", "each under [[stages]]"),
+        ("stages = [1]", "each under [[stages]]"),
+        ("seed = " + "[" * 100_000, "recursion"),
         ("[[stages]]\ntasks = ['passkey']", "did you mean 'pass_key'"),
         ("[[stages]]\ntasks = []", "needs tasks"),
         ("strategy = 'adam'\n" + STAGES, "choose cma"),
@@ -32,6 +38,7 @@ def test_presets_are_sound(name):
         ("seed = ", "Invalid value"),
     ],
 )
+@pytest.mark.fault("C18", siblings="tokens, text and stages of another kind; nesting without end")
 def test_a_mistake_is_named(tmp_path, text, message):
     file = tmp_path / "evolution.toml"
     file.write_text(text)
@@ -49,6 +56,13 @@ def test_an_own_file_is_read(tmp_path):
     file = tmp_path / "evolution.toml"
     file.write_text('seed = 3\ntext = ["a", "b"]\n[[stages]]\ntasks = ["pass_key"]\ntokens = [64, 128]\n')
     assert read_config(file) == EvolveConfig((Stage(("pass_key",), (64, 128)),), seed=3, text=("a", "b"))
+
+
+@pytest.mark.fault("A10")
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    file = tmp_path / "evolution.toml"
+    file.write_text(STAGES, encoding="utf-8-sig")
+    assert read_config(file) == EvolveConfig((Stage(("pass_key",)),))
 
 
 def numbered(count):

@@ -75,7 +75,7 @@ def read_text(file: Path) -> str:
         ValueError: if it is not UTF-8, or holds nothing but blanks.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ValueError(f"{file}: no such file") from None
     except UnicodeDecodeError:

@@ -25,17 +25,16 @@ from typing import Any
 
 import torch
 
-try:
-    from lm_eval.api.registry import register_model
-    from lm_eval.models.huggingface import HFLM
-except ImportError:
-    raise ImportError("the harness needs lm-eval: pip install 'namm[harness]'") from None
-
 from namm.cache import MemoryCache
 from namm.memory import NAMM
 from namm.models import load_model
 from namm.policies import Policy
 from namm.policies.names import check_policies, make_policy
+from namm.support.extras import require
+
+require(["lm_eval"], "harness")
+from lm_eval.api.registry import register_model  # noqa: E402
+from lm_eval.models.huggingface import HFLM  # noqa: E402
 
 SCORING = frozenset(
     [

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from namm.evaluation.benchmarks.base import Question, Request, SkippedTaskError, Task
+from namm.evaluation.benchmarks.metrics import METRICS
 from namm.evaluation.replies import Prompt, Reply, reply
 from namm.memory import NAMM
 from namm.policies.names import check_policies, make_policy
+from namm.support.extras import require
 from namm.support.journal import Journal, Row
 from namm.support.version import VERSION
 from namm.tasks.encode import encode
-from namm.tasks.metrics import LIKELIHOOD, METRICS
+from namm.tasks.metrics import LIKELIHOOD, check_metric
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -78,12 +80,9 @@ class Evaluation:
         """All rows, those of earlier runs of the same journal included.
 
         Raises:
-            ValueError: for an unknown metric or malformed data, before anything is measured of that task.
+            ValueError, ImportError: see `prepare`; ValueError for malformed data, before its task is measured.
         """
-        for task in tasks:
-            if task.metric != LIKELIHOOD and task.metric not in METRICS:
-                known = ", ".join((LIKELIHOOD, *METRICS))
-                raise ValueError(f"{task.name}: unknown metric {task.metric!r}; there are {known}")
+        prepare(tasks)
         rows: list[Row] = []
         for task in tasks:
             try:
@@ -209,6 +208,21 @@ class Evaluation:
             depends.append(asdict(self.memory.config))
         digest = hashlib.sha256(json.dumps(depends, default=str).encode()).hexdigest()[:16]
         return f"{task.name} {question.name} {policy} {aim if policy != 'full' else 1.0} {digest}"
+
+
+def prepare(tasks: Sequence[Task], *, plots: bool = False) -> None:
+    """Before anything is loaded or measured: is all there that scoring (and drawing) will need?
+
+    Raises:
+        ValueError: for a metric that is not known. ImportError: naming a package and how to install it.
+    """
+    for task in tasks:
+        try:
+            check_metric(task.metric, METRICS)
+        except (ValueError, ImportError) as error:
+            raise type(error)(f"{task.name}: {error}") from None
+    if plots:
+        require(["matplotlib"], "eval")
 
 
 def score_of(task: Task, question: Question, answer: Reply) -> float:

@@ -206,7 +206,7 @@ class NAMM:
         """
         folder = find_memory(name)
         try:
-            config = NAMMConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text()))
+            config = NAMMConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8-sig")))
         except (OSError, ValueError, TypeError) as error:
             raise MemoryFileError(f"{folder / CONFIG_FILE} is no memory configuration: {error}") from error
         tensors = read_tensors(folder / WEIGHTS_FILE)

@@ -24,6 +24,10 @@ class Sample:
     question: str
     answer: str
 
+    def __post_init__(self) -> None:
+        if not self.answer.strip():
+            raise ValueError("a sample needs an answer that is not blank")
+
     @property
     def prompt(self) -> str:
         """The text a model continues: the context followed by the question."""

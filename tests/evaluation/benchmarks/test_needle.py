@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from namm.evaluation.benchmarks.base import Request, SkippedTaskError
+from namm.evaluation.benchmarks.metrics import METRICS
 from namm.evaluation.benchmarks.needle import DEPTHS, NEEDLE
 from namm.tasks import Document, packaged_prose
-from namm.tasks.metrics import METRICS
 from namm.tasks.text import sentences_of
 
 
