@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from tokenizing import bytewise
 from namm import NAMM, NAMMConfig
 from namm.evaluation.benchmarks.base import Question, Request, SkippedTaskError, Task
 from namm.evaluation.plots import plot_grid, plot_scores
-from namm.evaluation.run import EvalConfig, Evaluation, score_of
+from namm.evaluation.run import EvalConfig, Evaluation, prepare, score_of
 from namm.evaluation.table import AVERAGE, lines, markdown
 from namm.policies.names import POLICIES
 from namm.support.journal import Journal
@@ -121,6 +122,26 @@ def test_a_wrong_metric_is_named_before_any_work(reader, characters, request_) -
     with pytest.raises(ValueError, match="made/wrong: unknown metric 'bleu'"):
         run.run([TASK, Task("made/wrong", "bleu", 5, questions)], request_)
     assert not run.journal.rows
+
+
+@pytest.mark.fault("C17", siblings="find_tasks, `prepare` for the command line")
+def test_a_missing_package_is_named_before_any_work(reader, characters, request_, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "rouge", None)
+    run = evaluation(reader, characters)
+    with pytest.raises(ImportError, match=r"made/summed: this needs rouge: pip install 'namm\[eval\]'"):
+        run.run([TASK, Task("made/summed", "rouge_l", 5, questions)], request_)
+    assert not run.journal.rows
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    prepare([TASK])
+    with pytest.raises(ImportError, match="matplotlib"):
+        prepare([TASK], plots=True)
+
+
+@pytest.mark.fault("A10", siblings="Sample, rows of files")
+def test_a_question_without_an_answer_is_refused() -> None:
+    for answers in ((), ("",), (" ", "\n")):
+        with pytest.raises(ValueError, match="question '7' has no answer"):
+            Question("7", "context", "question", answers)
 
 
 @pytest.mark.parametrize("wrong", [{"policies": ("h20",)}, {"budgets": (0.0,)}, {"budgets": ()}, {"batch": 0}])

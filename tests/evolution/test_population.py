@@ -10,7 +10,7 @@ import namm.evolution.fitness
 from namm import NAMM, NAMMConfig
 from namm.evaluation import answer_score
 from namm.evolution.fitness import Score, Work, fitness, score
-from namm.policies import NAMMPolicy
+from namm.policies import Full, NAMMPolicy
 from namm.tasks import Sample
 from namm.tasks.answering import read
 
@@ -121,6 +121,31 @@ def test_an_error_of_ours_is_not_swallowed(reader, characters, memory, flats, mo
 
 def test_a_sample_that_the_full_cache_cannot_answer_compares_nothing(reader, characters, memory, flats) -> None:
     assert score(reader, characters, memory, work(flats, "exact")) is None
+
+
+@pytest.mark.fault("A10", siblings="answers are no longer cut where their reference ends")
+def test_an_answer_that_goes_on_is_another(reader, characters, memory, flats, monkeypatch) -> None:
+    said = torch.tensor([list(b" the mats")])
+    read = namm.evolution.fitness.read
+
+    def reading(*arguments, rows, **options):
+        found = read(*arguments, rows=rows, **options)
+        object.__setattr__(found, "generate", lambda questions, tokens: said[:, :tokens].expand(rows, -1))
+        return found
+
+    monkeypatch.setattr(namm.evolution.fitness, "read", reading)
+    assert score(reader, characters, memory, work(flats, "exact")) is None
+    said = torch.tensor([list(b" the mat.")])
+    assert [each.value for each in score(reader, characters, memory, work(flats, "exact"))] == [1.0] * len(flats)
+
+
+def test_an_answer_ends_where_the_model_ends_it(reader, characters, memory, flats, monkeypatch) -> None:
+    """Nothing that comes after the model's end is read as its answer."""
+    context, question, _ = SAMPLE.token_ids(characters)
+    plain = read(reader, [context[0]], Full()).generate([question[0]], 6)[0].tolist()
+    monkeypatch.setattr(reader.generation_config, "eos_token_id", plain[2])
+    found = read(reader, [context[0]], Full(), rows=3, pad=0).generate([question[0]], 6)
+    assert found.tolist() == [plain[: plain.index(plain[2]) + 1]] * 3
 
 
 def test_fitness_is_a_mean_over_tasks_with_a_price() -> None:
