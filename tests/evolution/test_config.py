@@ -1,4 +1,5 @@
 import re
+import sys
 
 import pytest
 
@@ -92,6 +93,13 @@ def test_splits_never_share_a_document(characters, tmp_path):
     }
     assert all(seen.values())
     assert not (seen["train"] & seen["validation"] or seen["train"] & seen["test"] or seen["validation"] & seen["test"])
+
+
+@pytest.mark.fault("C17")
+def test_a_metric_without_its_package_is_refused_before_any_work(characters, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rouge", None)
+    with pytest.raises(ImportError, match=r"rouge: pip install 'namm\[eval\]'"):
+        SampleSource.read(EvolveConfig((Stage(("pass_key",)),), metric="rouge_l"), characters)
 
 
 def test_samples_depend_on_their_label_only(characters, tmp_path):
