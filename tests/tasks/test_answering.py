@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from namm import NAMM, NAMMConfig
 from namm.policies import H2O, Full, NAMMPolicy, Streaming
 from namm.tasks import Sample
-from namm.tasks.answering import padding_token, read
+from namm.tasks.answering import answer_score, padding_token, read, tail_loss
 
 POLICIES = [Full(), H2O(0.3, 32), Streaming(0.25, 1), NAMMPolicy(NAMM(NAMMConfig(update_interval=32)))]
 
@@ -55,3 +56,34 @@ def test_padding_is_what_the_tokenizer_has(characters) -> None:
 
     assert padding_token(characters) == characters.eos_token_id == 0
     assert padding_token(Without()) == 0  # type: ignore[arg-type]
+
+
+def test_the_full_cache_loses_what_the_plain_model_loses(tiny, ids) -> None:
+    with torch.no_grad():
+        logits = tiny(ids).logits[0]
+    for tail in (1, 50):
+        expected = F.cross_entropy(logits[-tail - 1 : -1], ids[0, -tail:])
+        assert tail_loss(tiny, ids, Full(), tail).loss == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_an_answer_is_scored_token_by_token(tiny, ids) -> None:
+    context, question, answer = ids[:, :200], ids[:, 200:204], ids[:, 204:207]
+    with torch.no_grad():
+        logits = tiny(ids[:, :207]).logits[0, 203:206].log_softmax(-1)
+    expected = float(logits.gather(1, answer[0][:, None]).mean())
+    found = answer_score(tiny, context, question, answer, Full())
+    assert found.log_probability == pytest.approx(expected, abs=1e-4)
+    assert not found.correct and found.kept_fraction == 1.0
+    best = []
+    for _ in range(2):
+        with torch.no_grad():
+            best.append(
+                int(tiny(torch.cat([ids[:, :204], torch.tensor([best], dtype=torch.long)], 1)).logits[0, -1].argmax())
+            )
+    assert answer_score(tiny, context, question, torch.tensor([best]), Full()).correct
+
+
+@pytest.mark.parametrize("tail", [0, 300, 400])
+def test_a_tail_that_does_not_fit_is_refused(tiny, ids, tail: int) -> None:
+    with pytest.raises(ValueError, match="300 tokens"):
+        tail_loss(tiny, ids, H2O(), tail)
