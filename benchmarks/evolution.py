@@ -18,9 +18,10 @@ from rich.table import Table
 
 import namm
 from namm.evaluation import answer_score
-from namm.evolution.population import PopulationPolicy, recall
+from namm.evolution.population import PopulationPolicy
 from namm.policies import NAMMPolicy
 from namm.tasks import packaged_prose, pass_key
+from namm.tasks.answering import read
 
 
 def main() -> None:
@@ -50,7 +51,9 @@ def main() -> None:
                 answer_score(model, *parts, NAMMPolicy(replace(memory, flat=flat), kept=0.25))
             middle = time.perf_counter()
             policy = PopulationPolicy(replace(memory, flat=flats), kept=0.25)
-            _, kept = recall(model, policy, *parts, rows=len(flats), generate=False)
+            reading = read(model, [parts[0][0]], policy, rows=len(flats))
+            reading.score(parts[1][0], parts[2][0])
+            kept = reading.stats.kept_fractions
             seconds["single"].append(middle - started)
             seconds["batched"].append(time.perf_counter() - middle)
         single, batched = (len(flats) / statistics.median(found[1:]) for found in seconds.values())

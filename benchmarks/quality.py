@@ -30,6 +30,7 @@ from namm.policies import BUDGETED, Full, Policy
 from namm.policies.names import make_policy
 from namm.support.journal import Journal, Row
 from namm.tasks import Document, heldout_documents, read_documents
+from namm.tasks.encode import encode
 from namm.tasks.registry import GENERATORS
 
 
@@ -44,7 +45,7 @@ def loss(arguments: argparse.Namespace, model: Any, tokenizer: Any, memory: namm
     names = [name for name in BUDGETED if name in arguments.policies]
     found: dict[tuple[str, float, str], list[Row]] = {}
     for document in track(documents, "documents"):
-        ids = tokenizer(document.text, return_tensors="pt").input_ids[:, : arguments.tokens + arguments.tail]
+        ids = encode(tokenizer, document.text)[:, : arguments.tokens + arguments.tail]
         if ids.shape[1] < arguments.tokens + arguments.tail:
             continue
         place = f"{arguments.model} {document.name} {arguments.tokens}+{arguments.tail}"

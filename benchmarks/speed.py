@@ -22,6 +22,7 @@ from transformers.cache_utils import Cache
 import namm
 from namm.policies import NAMMPolicy, Streaming
 from namm.tasks import packaged_prose
+from namm.tasks.encode import encode
 
 
 def synchronise(model: PreTrainedModel) -> float:
@@ -79,7 +80,7 @@ def main() -> None:
     model, tokenizer = namm.load_model(arguments.model, device=arguments.device)
     memory = namm.NAMM.from_pretrained(arguments.memory)
     text = "\n\n".join(document.text for document in packaged_prose())
-    document = tokenizer(text, return_tensors="pt").input_ids.to(model.device)
+    document = encode(tokenizer, text).to(model.device)
     table = Table(title=f"{arguments.model}, {model.dtype}, {model.device.type}, {torch.get_num_threads()} threads")
     for heading in ("tokens", "cache", "kept", "prefill s", "ratio", "decode ms", "ratio", "K and V MiB"):
         table.add_column(heading, justify="right")

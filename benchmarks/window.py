@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -23,6 +24,7 @@ from namm.policies import Full, NAMMPolicy
 from namm.support.journal import Journal
 from namm.support.plotting import pyplot
 from namm.tasks import packaged_prose, read_documents
+from namm.tasks.encode import beginning, encode
 
 
 def main() -> None:
@@ -45,12 +47,12 @@ def main() -> None:
     losses: dict[str, list[float]] = {}
     for factor in arguments.factors:
         model, tokenizer = namm.load_model(arguments.model, device=arguments.device)
-        ids = tokenizer("\n\n".join(d.text for d in documents), return_tensors="pt").input_ids
+        ids = encode(tokenizer, "\n\n".join(d.text for d in documents), begins=False)
         if ids.shape[1] < max(arguments.lengths):
             raise SystemExit(
                 f"the texts have {ids.shape[1]} tokens, {max(arguments.lengths)} are needed: --text FOLDER"
             )
-        ids = ids[:, : max(arguments.lengths)]
+        ids, start = ids[:, : max(arguments.lengths)], torch.tensor([beginning(tokenizer)], dtype=torch.long)
         if factor > 1:
             extend_window(model, factor)
         for length in track(arguments.lengths, f"positions stretched by {factor:g}"):
@@ -59,8 +61,10 @@ def main() -> None:
                 row = log.get(
                     f"{arguments.model} {length} {factor} {arguments.tail} {max(arguments.lengths)} "
                     f"{name if name == 'full' else (name, arguments.memory, arguments.kept)} {arguments.text}",
-                    lambda model=model, ids=ids, policy=policy, length=length: vars(
-                        tail_loss(model, ids[:, ids.shape[1] - length :], policy, arguments.tail)
+                    lambda model=model, ids=ids, start=start, policy=policy, length=length: vars(
+                        tail_loss(
+                            model, torch.cat([start, ids[:, ids.shape[1] - length :]], dim=1), policy, arguments.tail
+                        )
                     ),
                 )
                 losses.setdefault(f"{name}, {'as trained' if factor == 1 else f'stretched by {factor:g}'}", []).append(

@@ -3,18 +3,18 @@ from __future__ import annotations
 import copy
 import json
 import math
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from tokenizing import bytewise
 
 from namm import NAMM, NAMMConfig
 from namm.evaluation.benchmarks.base import Question, Request, SkippedTaskError, Task
-from namm.evaluation.plots import plot_grid, plot_scores
-from namm.evaluation.run import EvalConfig, Evaluation, score_of
-from namm.evaluation.table import AVERAGE, lines, markdown
-from namm.policies.names import POLICIES
-from namm.support.files import strict_json
+from namm.evaluation.replies import Reply, reply
+from namm.evaluation.run import EvalConfig, Evaluation, prepare, score_of
+from namm.policies.names import POLICIES, make_policy
 from namm.support.journal import Journal
 from namm.tasks.metrics import LIKELIHOOD
 
@@ -59,6 +59,60 @@ def test_every_policy_meets_what_the_memory_kept(reader, characters, request_) -
             assert row["score"] == pytest.approx(math.exp(row["log_probability"])) and row["text"] == ""
     assert {row["kept"] for row in rows if row["policy"] == "full"} == {1.0}
     json.dumps(rows)
+
+
+def test_a_batch_keeps_what_the_memory_kept_on_average(reader, characters, request_) -> None:
+    """In whatever order the policies are named."""
+    config = replace(CONFIG, policies=("h2o", "namm", "full"), budgets=(0.5,), batch=2)
+    rows = evaluation(reader, characters, config=config).run([TASK], request_)
+    assert [row["policy"] for row in rows] == ["full"] * 2 + ["namm"] * 2 + ["h2o"] * 2
+    own = [row["kept"] for row in rows if row["policy"] == "namm"]
+    assert own[0] != own[1]
+    assert [row["budget"] for row in rows if row["policy"] == "h2o"] == [pytest.approx(sum(own) / 2)] * 2
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_the_question_is_seen_if_it_is_to_be(reader, characters, request_, seen) -> None:
+    config = replace(CONFIG, policies=("h2o",), budgets=(0.5,), question_seen=seen)
+    run = evaluation(reader, characters, config=config)
+    for row, question in zip(run.run([TASK], request_), questions(request_), strict=True):
+        (found,) = reply(
+            reader,
+            characters,
+            [run._prompt(TASK, question)],
+            make_policy("h2o", 0.5, MEMORY),
+            new_tokens=5,
+            question_seen=seen,
+        )
+        assert (row["kept"], row["text"], row["held"]) == (found.kept_fraction, found.text, found.held_fraction)
+        decided = len(question.context) + (len(question.question) - 1 if seen else 0)
+        assert row["kept"] == round(0.5 * decided) / decided
+
+
+@pytest.mark.parametrize("task, after", [(TASK, 5), (replace(TASK, new_tokens=999), 30), (LIKELY, len("be"))])
+def test_prompt_and_answer_fit_in_the_window(reader, characters, task, after) -> None:
+    run = evaluation(reader, characters, config=replace(CONFIG, window=60))
+    prompt = run._prompt(task, next(questions(Request(characters))))
+    assert len(prompt.context) + len(prompt.question) == 60 - after
+    assert bytes(prompt.question.tolist()) == b" Why?" and bytes(prompt.context[:5].tolist()) == b"To be"
+    whole = evaluation(reader, characters)._prompt(task, next(questions(Request(characters))))
+    assert bytes(whole.context.tolist()).decode() == TEXT * 4
+
+
+def test_without_a_question_the_last_token_is_asked(reader, characters) -> None:
+    prompt = evaluation(reader, characters)._prompt(TASK, Question("0", "To be", "", ("be",)))
+    assert (bytes(prompt.context.tolist()), bytes(prompt.question.tolist())) == (b"To b", b"e")
+
+
+@pytest.mark.fault("A7", siblings="Sample.token_ids")
+def test_a_prompt_begins_as_the_tokenizer_begins_texts(reader) -> None:
+    """Also where a template puts it there, and a setting says nothing of it (Llama 3)."""
+    tokenizer = bytewise("<s> $A </s>")
+    prompt = evaluation(reader, tokenizer)._prompt(TASK, Question("0", "To be", " or not", ("be",)))
+    assert tokenizer.convert_ids_to_tokens(prompt.context) == ["<s>", *"ToĠbe"]
+    assert tokenizer.convert_ids_to_tokens(prompt.question) == list("ĠorĠnot")
+    with pytest.raises(ValueError, match="made/up, 0: the context is empty"):
+        evaluation(reader, tokenizer)._prompt(TASK, Question("0", "\n", " or not", ("be",)))
 
 
 def test_nothing_finished_is_measured_again(reader, characters, request_, tmp_path) -> None:
@@ -141,6 +195,26 @@ def test_a_wrong_metric_is_named_before_any_work(reader, characters, request_) -
     assert not run.journal.rows
 
 
+@pytest.mark.fault("C17", siblings="find_tasks, `prepare` for the command line")
+def test_a_missing_package_is_named_before_any_work(reader, characters, request_, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "rouge", None)
+    run = evaluation(reader, characters)
+    with pytest.raises(ImportError, match=r"made/summed: this needs rouge: pip install 'namm\[eval\]'"):
+        run.run([TASK, Task("made/summed", "rouge_l", 5, questions)], request_)
+    assert not run.journal.rows
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    prepare([TASK])
+    with pytest.raises(ImportError, match="matplotlib"):
+        prepare([TASK], plots=True)
+
+
+@pytest.mark.fault("A10", siblings="Sample, rows of files")
+def test_a_question_without_an_answer_is_refused() -> None:
+    for answers in ((), ("",), (" ", "\n")):
+        with pytest.raises(ValueError, match="question '7' has no answer"):
+            Question("7", "context", "question", answers)
+
+
 @pytest.mark.parametrize("wrong", [{"policies": ("h20",)}, {"budgets": (0.0,)}, {"budgets": ()}, {"batch": 0}])
 def test_wrong_settings_are_refused(wrong) -> None:
     with pytest.raises(ValueError):
@@ -148,63 +222,9 @@ def test_wrong_settings_are_refused(wrong) -> None:
 
 
 def test_an_answer_ends_at_a_stop(reader) -> None:
-    from namm.evaluation.answering import Reply
-
     task, question = Task("made/up", "exact", 5, questions, ("\n",)), Question("0", "", "", ("be\nnot", "be"))
     assert score_of(task, question, Reply("\n\nbe\nnot", None, 1, 1, 0)) == 1.0
     assert score_of(task, replace(question, answers=("be\nnot",)), Reply("be\nnot", None, 1, 1, 0)) == 0.0
-
-
-def row(policy: str, aim: float, sample: str, score: float, kept: float, task: str = "a") -> dict:
-    place = {"depth": 0.5, "length": 10.0} if task == "a" else {}
-    held = {"held": kept + 0.1, "seconds": 1.0, "place": place}
-    return {
-        "model": "m",
-        "task": task,
-        "policy": policy,
-        "aim": aim,
-        "sample": sample,
-        "score": score,
-        "kept": kept,
-    } | held
-
-
-ROWS = [
-    row("full", 0.5, "0", 0.8, 1.0),
-    row("full", 0.5, "1", 0.4, 1.0),
-    row("h2o", 0.5, "0", 0.4, 0.5),
-    row("h2o", 0.5, "1", 0.2, 0.5),
-    row("full", 0.5, "0", 0.5, 1.0, "b"),
-    row("h2o", 0.5, "0", 0.5, 0.5, "b"),
-]
-
-
-def test_lines_are_means_and_shares_of_the_full_cache() -> None:
-    found = {(line.task, line.policy): line for line in lines(ROWS)}
-    assert found["a", "h2o"].score == pytest.approx(0.3) and found["a", "h2o"].relative == pytest.approx(0.5)
-    assert found["a", "full"].relative == 1.0 and found["a", "full"].aim == 1.0
-    average = found[AVERAGE, "h2o"]
-    assert average.relative == pytest.approx((0.5 + 1.0) / 2) and average.samples == 3
-    assert "| a | h2o | 0.500 | 0.600 | 2 | 0.300 |" in markdown(lines(ROWS))
-
-
-def test_a_full_cache_that_scores_nothing_gives_no_share() -> None:
-    found = lines([row("full", 0.5, "0", 0.0, 1.0), row("h2o", 0.5, "0", 0.0, 0.5)])
-    assert all(math.isnan(line.relative) for line in found)
-
-
-@pytest.mark.fault("A10", siblings="rows of a model that overflows")
-def test_a_score_that_is_no_number_stays_none_in_files(tmp_path) -> None:
-    with Journal(tmp_path / "results.jsonl") as journal:
-        rows = [journal.add(each["sample"], each) for each in (row("full", 0.5, "0", math.nan, 1.0), ROWS[1])]
-    found = lines(rows)
-    assert math.isnan(found[0].score) and found[0].samples == 2
-    assert json.loads(strict_json([vars(line) for line in found]))[0]["score"] is None
-
-
-def test_pictures_are_drawn(tmp_path) -> None:
-    pytest.importorskip("matplotlib")
-    plot_scores(lines(ROWS), tmp_path / "scores.png")
-    assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
-    assert plot_grid(ROWS, tmp_path / "grid.png") and (tmp_path / "grid.png").stat().st_size > 1000
-    assert not plot_grid([each for each in ROWS if not each["place"]], tmp_path / "none.png")
+    task = Task("made/up", "classification", 5, questions)
+    asked = Question("0", "", "", ("be",), ("be", "not", "or"))
+    assert score_of(task, asked, Reply("be or not", None, 1, 1, 0)) == pytest.approx(1 / 3)

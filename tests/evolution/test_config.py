@@ -1,4 +1,5 @@
 import re
+import sys
 
 import pytest
 
@@ -23,6 +24,12 @@ def test_presets_are_sound(name):
         ("population = 'many'\n" + STAGES, "must be of type int"),
         ("seed = true\n" + STAGES, "must be of type int"),
         ("[[stages]]\ntasks = 'pass_key'", "must be a list"),
+        ("[[stages]]\ntasks = [1]", "tasks = [1] in [[stages]] must be a list (tuple[str, ...])"),
+        ("[[stages]]\ntasks = ['pass_key']\ntokens = ['a']", "tokens = ['a'] in [[stages]] must be a list"),
+        ("text = [1]\n" + STAGES, "text = [1] in the configuration must be a list"),
+        ("stages = 1", "each under [[stages]]"),
+        ("stages = [1]", "each under [[stages]]"),
+        ("seed = " + "[" * 100_000, "recursion"),
         ("[[stages]]\ntasks = ['passkey']", "did you mean 'pass_key'"),
         ("[[stages]]\ntasks = []", "needs tasks"),
         ("strategy = 'adam'\n" + STAGES, "choose cma"),
@@ -32,6 +39,7 @@ def test_presets_are_sound(name):
         ("seed = ", "Invalid value"),
     ],
 )
+@pytest.mark.fault("C18", siblings="tokens, text and stages of another kind; nesting without end")
 def test_a_mistake_is_named(tmp_path, text, message):
     file = tmp_path / "evolution.toml"
     file.write_text(text)
@@ -49,6 +57,13 @@ def test_an_own_file_is_read(tmp_path):
     file = tmp_path / "evolution.toml"
     file.write_text('seed = 3\ntext = ["a", "b"]\n[[stages]]\ntasks = ["pass_key"]\ntokens = [64, 128]\n')
     assert read_config(file) == EvolveConfig((Stage(("pass_key",), (64, 128)),), seed=3, text=("a", "b"))
+
+
+@pytest.mark.fault("A10")
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    file = tmp_path / "evolution.toml"
+    file.write_text(STAGES, encoding="utf-8-sig")
+    assert read_config(file) == EvolveConfig((Stage(("pass_key",)),))
 
 
 def numbered(count):
@@ -78,6 +93,13 @@ def test_splits_never_share_a_document(characters, tmp_path):
     }
     assert all(seen.values())
     assert not (seen["train"] & seen["validation"] or seen["train"] & seen["test"] or seen["validation"] & seen["test"])
+
+
+@pytest.mark.fault("C17")
+def test_a_metric_without_its_package_is_refused_before_any_work(characters, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rouge", None)
+    with pytest.raises(ImportError, match=r"rouge: pip install 'namm\[eval\]'"):
+        SampleSource.read(EvolveConfig((Stage(("pass_key",)),), metric="rouge_l"), characters)
 
 
 def test_samples_depend_on_their_label_only(characters, tmp_path):

@@ -3,8 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from inspected import TEXT
+from tokenizing import bytewise
 
 from namm import MemoryCache, inspect
+from namm.inspection.trace import _read
 from namm.policies import H2O, Full, NAMMPolicy, Streaming
 
 
@@ -107,3 +109,15 @@ def test_what_can_not_be_inspected_is_refused(loaded, memory) -> None:
         inspect(model, tokenizer, "", memory)
     with pytest.raises(ValueError, match=r"Plain can't say where .* no offsets"):
         inspect(model, Plain(), TEXT, memory)
+
+
+@pytest.mark.fault("A7", siblings="a chat template's text, which begins already")
+@pytest.mark.parametrize("text", ["a cat", "<s>a cat"])
+def test_what_begins_a_text_is_read_once_and_stands_nowhere(text) -> None:
+    tokenizer = bytewise("<s> $A </s>")
+    ids, spans = _read(tokenizer, text, None)
+    assert tokenizer.convert_ids_to_tokens(ids[0]) == ["<s>", "a", "Ġcat"]
+    assert [text[start:end] for start, end in spans[1:]] == ["a", " cat"]
+    assert _read(tokenizer, text, 2)[0].shape == (1, 2) and len(_read(tokenizer, text, 2)[1]) == 2
+    with pytest.raises(ValueError, match="empty"):
+        _read(tokenizer, "", None)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from namm.evaluation.measure import Tail, tail_loss
 from namm.memory import NAMM
 from namm.policies import BUDGETED, Policy
 from namm.policies.names import make_policy
+from namm.tasks.answering import Tail, tail_loss
 
 
 @dataclass(frozen=True)

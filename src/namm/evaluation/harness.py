@@ -25,17 +25,16 @@ from typing import Any
 
 import torch
 
-try:
-    from lm_eval.api.registry import register_model
-    from lm_eval.models.huggingface import HFLM
-except ImportError:
-    raise ImportError("the harness needs lm-eval: pip install 'namm[harness]'") from None
-
 from namm.cache import MemoryCache
 from namm.memory import NAMM
 from namm.models import load_model
 from namm.policies import Policy
 from namm.policies.names import check_policies, make_policy
+from namm.support.extras import require
+
+require(["lm_eval"], "harness")
+from lm_eval.api.registry import register_model  # noqa: E402
+from lm_eval.models.huggingface import HFLM  # noqa: E402
 
 SCORING = frozenset(
     [
@@ -118,8 +117,6 @@ def harness_policy(name: str, memory: str, kept: float | None, budget: float | N
         raise ValueError("policy=namm takes kept=FRACTION, to aim at; budget is for the hand-designed rules")
     if name != "namm" and kept is not None:
         raise ValueError(f"policy={name} takes budget=FRACTION; kept is for policy=namm")
-    if budget is not None and not (isinstance(budget, int | float) and 0.0 < budget <= 1.0):
-        raise ValueError(f"budget must be a fraction of the tokens, above 0 and at most 1, got {budget!r}")
     if name != "namm":
         kept = 0.25 if budget is None else budget
     return make_policy(name, kept, NAMM.from_pretrained(memory))

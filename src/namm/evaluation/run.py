@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import torch
+from torch import Tensor
 
-from namm.evaluation.answering import Prompt, Reply, reply
 from namm.evaluation.benchmarks.base import Question, Request, SkippedTaskError, Task
+from namm.evaluation.benchmarks.metrics import METRICS
+from namm.evaluation.replies import Prompt, Reply, reply
 from namm.memory import NAMM
 from namm.policies.names import check_policies, make_policy
+from namm.support.extras import require
 from namm.support.fingerprints import fingerprint, model_fingerprint
 from namm.support.journal import Journal, Row
 from namm.support.version import VERSION
-from namm.tasks.metrics import LIKELIHOOD, METRICS
+from namm.tasks.encode import encode
+from namm.tasks.metrics import LIKELIHOOD, check_metric
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -77,12 +80,9 @@ class Evaluation:
         """All rows, those of earlier runs of the same journal included.
 
         Raises:
-            ValueError: for an unknown metric or malformed data, before anything is measured of that task.
+            ValueError, ImportError: see `prepare`; ValueError for malformed data, before its task is measured.
         """
-        for task in tasks:
-            if task.metric != LIKELIHOOD and task.metric not in METRICS:
-                known = ", ".join((LIKELIHOOD, *METRICS))
-                raise ValueError(f"{task.name}: unknown metric {task.metric!r}; there are {known}")
+        prepare(tasks)
         rows: list[Row] = []
         for task in tasks:
             try:
@@ -113,21 +113,18 @@ class Evaluation:
         own = [policy for policy in self.config.policies if policy == "namm"]
         return full + own + [policy for policy in self.config.policies if policy not in ("full", "namm")]
 
-    def _ids(self, text: str) -> torch.Tensor:
-        """``[tokens]``, without special ones."""
-        return self.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0].long()
+    def _following(self, text: str) -> Tensor:
+        """``[tokens]`` of a text that goes on from a context."""
+        return encode(self.tokenizer, text, begins=False)[0]
 
     def _prompt(self, task: Task, question: Question) -> Prompt:
-        context, asked = self._ids(question.context), self._ids(question.question)
-        beginning = self.tokenizer.bos_token_id
-        if beginning is not None and getattr(self.tokenizer, "add_bos_token", False):
-            context = torch.cat([torch.tensor([beginning]), context])
+        context, asked = encode(self.tokenizer, question.context)[0], self._following(question.question)
         if not len(asked):  # something must come after the decision
             context, asked = context[:-1], context[-1:]
-        if not len(context):
+        if not question.context.strip() or not len(context):
             raise ValueError(f"{task.name}, {question.name}: the context is empty")
         window = self._window()
-        after = len(self._ids(question.answers[0])) if task.metric == LIKELIHOOD else self._new_tokens(task)
+        after = len(self._following(question.answers[0])) if task.metric == LIKELIHOOD else self._new_tokens(task)
         return Prompt(context, asked).cut_in_the_middle(window - after) if window else Prompt(context, asked)
 
     def _window(self) -> int | None:
@@ -152,7 +149,7 @@ class Evaluation:
         keys = [self._key(task, q, p, policy, aim, kept) for q, p in zip(questions, prompts, strict=True)]
         if all(key in self.journal.rows for key in keys):
             return [self.journal.rows[key] for key in keys]
-        reference = self._ids(questions[0].answers[0]) if task.metric == LIKELIHOOD else None
+        reference = self._following(questions[0].answers[0]) if task.metric == LIKELIHOOD else None
         budget = kept if policy not in ("full", "namm") else aim
         replies = reply(
             self.model,
@@ -214,6 +211,21 @@ class Evaluation:
     @cached_property
     def _model(self) -> str:
         return model_fingerprint(self.model)
+
+
+def prepare(tasks: Sequence[Task], *, plots: bool = False) -> None:
+    """Before anything is loaded or measured: is all there that scoring (and drawing) will need?
+
+    Raises:
+        ValueError: for a metric that is not known. ImportError: naming a package and how to install it.
+    """
+    for task in tasks:
+        try:
+            check_metric(task.metric, METRICS)
+        except (ValueError, ImportError) as error:
+            raise type(error)(f"{task.name}: {error}") from None
+    if plots:
+        require(["matplotlib"], "eval")
 
 
 def score_of(task: Task, question: Question, answer: Reply) -> float:

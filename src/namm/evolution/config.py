@@ -15,6 +15,7 @@ from namm.evolution.strategy import STRATEGIES
 from namm.models.load import local_path
 from namm.tasks.metrics import LIKELIHOOD, METRICS
 from namm.tasks.registry import check_task
+from namm.tasks.rows import read_utf8
 
 
 @dataclass(frozen=True)
@@ -130,14 +131,17 @@ def read_config(source: str | Path) -> EvolveConfig:
     if str(source) in presets():
         text = (resources.files("namm") / "evolution" / "presets" / f"{source}.toml").read_text(encoding="utf-8")
     elif Path(source).is_file():
-        text = Path(source).read_text(encoding="utf-8")
+        text = read_utf8(Path(source))
     else:
         raise FileNotFoundError(f"no configuration {str(source)!r}: give a .toml file or one of {', '.join(presets())}")
     try:
         values = tomllib.loads(text)
-        stages = tuple(_build(Stage, stage, "[[stages]]") for stage in values.pop("stages", ()))
+        found = values.pop("stages", [])
+        if not isinstance(found, list) or not all(isinstance(stage, dict) for stage in found):
+            raise ValueError("stages must be tables, each under [[stages]]")
+        stages = tuple(_build(Stage, stage, "[[stages]]") for stage in found)
         return _build(EvolveConfig, values | {"stages": stages}, "the configuration")
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{source}: {error}") from error
 
 
@@ -151,6 +155,10 @@ def _build(kind: type[Any], values: Mapping[str, Any], where: str) -> Any:
         kinds: Any = {"int": int, "float": (int, float), "str": str}.get(str(known[key]), object)
         if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not object):
             raise ValueError(f"{key} = {value!r} in {where} must be of type {known[key]}")
-        if str(known[key]).startswith("tuple") and isinstance(value, str):
-            raise ValueError(f"{key} in {where} must be a list")
+        if str(known[key]).startswith("tuple"):
+            element: Any = {"tuple[int, ...]": int, "tuple[str, ...]": str}.get(str(known[key]), object)
+            if not isinstance(value, list | tuple) or not all(
+                isinstance(each, element) and not isinstance(each, bool) for each in value
+            ):
+                raise ValueError(f"{key} = {value!r} in {where} must be a list ({known[key]})")
     return kind(**values)

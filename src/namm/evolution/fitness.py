@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from namm.evolution.population import PopulationPolicy, recall
+from namm.evolution.population import PopulationPolicy
 from namm.memory import NAMM
 from namm.policies import Full, Policy
 from namm.tasks import Sample
+from namm.tasks.answering import padding_token, read
 from namm.tasks.metrics import LIKELIHOOD, METRICS
 
 
@@ -63,13 +64,16 @@ def score(
             digests: a long run draws far more text than it returns to.
     """
     known = {} if known is None else known
-    parts = work.sample.token_ids(tokenizer)
+    context, question, answer = (ids[0] for ids in work.sample.token_ids(tokenizer))
+    length = len(answer) + (work.metric == "exact")  # which depends on what comes after the answer
 
     def values(policy: Policy, rows: int) -> tuple[list[float], list[float]]:
-        found, kept = recall(model, policy, *parts, rows=rows, generate=work.metric != LIKELIHOOD)
+        reading = read(model, [context], policy, rows=rows, pad=padding_token(tokenizer))
+        kept = reading.stats.kept_fractions
         if work.metric == LIKELIHOOD:
-            return [float(row.mean()) for row in found], kept
-        return [METRICS[work.metric](str(tokenizer.decode(row)), [work.sample.answer], ()) for row in found], kept
+            return reading.score(question, answer)[0].mean(1).tolist(), kept
+        texts = (tokenizer.decode(row, skip_special_tokens=True) for row in reading.generate([question], length))
+        return [METRICS[work.metric](str(text), [work.sample.answer], ()) for text in texts], kept
 
     key = hashlib.sha256(repr((work.sample, work.metric)).encode()).digest()
     if key not in known:

@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from namm.cache import MemoryCache
 from namm.memory.network import token_scores, unflatten
 from namm.policies import NAMMPolicy
-from namm.policies.base import Head, Policy
+from namm.policies.base import Head
 
 
 @dataclass
@@ -43,46 +41,3 @@ class PopulationPolicy(NAMMPolicy):
         self.failed.update(heads[int(i)].row for i in broken.nonzero())
         # the others go on, so one that fails keeps as little as can be
         return [self.decide(head, row.nan_to_num(-torch.inf)) for head, row in zip(heads, own, strict=True)]
-
-
-@torch.inference_mode()
-def recall(
-    model: PreTrainedModel,
-    policy: Policy,
-    context: Tensor,
-    question: Tensor,
-    answer: Tensor,
-    *,
-    rows: int,
-    generate: bool,
-) -> tuple[Tensor, list[float]]:
-    """An answer in `rows` batch rows; what comes before the first eviction is computed once.
-
-    Args:
-        context, question, answer: ``[1, tokens]`` each, at least one token.
-        generate: answer greedily in place of being scored.
-
-    Returns:
-        Log-probabilities of the answer's tokens ``[rows, tokens]`` float32, or as many generated tokens int64; and the
-        fraction that each row had kept when the question came.
-    """
-    context, question, answer = (ids.to(model.device) for ids in (context, question, answer))
-    cache = MemoryCache(model, policy)
-    common = min(context.shape[1], (policy.update_interval or context.shape[1]) - 1)
-    model(context[:, :common], past_key_values=cache, logits_to_keep=1)
-    cache.batch_repeat_interleave(rows)
-    if common < context.shape[1]:
-        model(context[:, common:].expand(rows, -1), past_key_values=cache, logits_to_keep=1)
-    cache.settle()
-    kept = cache.stats().kept_fractions
-    logits = model(question.expand(rows, -1), past_key_values=cache, logits_to_keep=1).logits
-    if generate:
-        tokens = [logits[:, -1].argmax(-1)]
-        while len(tokens) < answer.shape[1]:
-            tokens.append(model(tokens[-1][:, None], past_key_values=cache).logits[:, -1].argmax(-1))
-        return torch.stack(tokens, dim=1), kept
-    if answer.shape[1] > 1:
-        rest = model(answer[:, :-1].expand(rows, -1), past_key_values=cache).logits
-        logits = torch.cat([logits, rest], dim=1)
-    chosen = logits.float().log_softmax(-1).gather(-1, answer.expand(rows, -1)[..., None])
-    return chosen[..., 0], kept

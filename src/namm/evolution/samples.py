@@ -12,6 +12,7 @@ from namm.evolution.config import EvolveConfig, Stage
 from namm.support.fingerprints import fingerprint
 from namm.tasks import Document, Sample, packaged_prose, read_documents, split_documents, standard_library_documents
 from namm.tasks.longbench import longbench_samples
+from namm.tasks.metrics import check_metric
 from namm.tasks.registry import GENERATORS
 
 SPLITS = {"train": 0.6, "validation": 0.2, "test": 0.2}
@@ -33,7 +34,8 @@ class SampleSource:
 
     @classmethod
     def read(cls, config: EvolveConfig, tokenizer: PreTrainedTokenizerBase) -> SampleSource:
-        """Raises ValueError where a task has no documents or samples in one of the splits."""
+        """Raises ValueError where a task has no documents or samples in one of the splits; see also `check_metric`."""
+        check_metric(config.metric)
         if config.text:
             documents = read_documents(*config.text)
         else:

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from namm.support.extras import need
+
 
 class Strategy(Protocol):
     """Maximises. Deterministic for its seed and what it was told, so a log of fitnesses is a checkpoint.
@@ -40,8 +42,7 @@ class CMAES:
     """
 
     def __init__(self, start: np.ndarray, sigma: float, population: int, seed: int, diagonal: bool) -> None:
-        import cma
-
+        cma = need("cma", "evolve")
         rng = np.random.default_rng(seed)
         options: dict[str, Any] = {
             "popsize": population,

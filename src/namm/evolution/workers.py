@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from namm.evolution.fitness import Score, Work, score
 from namm.memory import NAMM
 from namm.models import load_model
+from namm.support.extras import need
 from namm.support.fingerprints import model_fingerprint
 
 log = logging.getLogger(__name__)
@@ -135,10 +136,7 @@ def processes(setup: Setup, count: int) -> Map:
 
 def ray_cluster(setup: Setup, address: str) -> Map:
     """Score on a Ray cluster (``"local"`` starts one here); Ray repeats the tasks of workers that die."""
-    try:
-        import ray
-    except ImportError:
-        raise ImportError("--ray needs the package ray: pip install 'namm[ray]'") from None
+    ray = need("ray", "ray")
     if not ray.is_initialized():
         ray.init(address=address, log_to_driver=False, include_dashboard=False)
     shared = ray.put(setup)

@@ -16,6 +16,7 @@ from namm.cache.stats import CacheStats
 from namm.memory import NAMM
 from namm.policies import NAMMPolicy, Policy
 from namm.policies.base import Head
+from namm.tasks.encode import with_beginning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -154,12 +155,14 @@ def inspect(
 def _read(tokenizer: PreTrainedTokenizerBase, text: str, tokens: int | None) -> tuple[Tensor, np.ndarray]:
     """Ids ``[1, tokens]``, and where they stand in the text, without overlap."""
     try:
-        found = tokenizer(text, return_offsets_mapping=True)
+        found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     except NotImplementedError as error:
         raise ValueError(f"{type(tokenizer).__name__} can't say where its tokens stand in a text: {error}") from error
-    ids, spans = found["input_ids"][:tokens], np.array(found["offset_mapping"][:tokens], dtype=np.int64)
-    if not ids:
+    if not found["input_ids"]:
         raise ValueError("the text is empty: there is nothing to inspect")
+    ids = with_beginning(tokenizer, found["input_ids"])
+    unwritten = [(0, 0)] * (len(ids) - len(found["input_ids"]))
+    ids, spans = ids[:tokens], np.array([*unwritten, *found["offset_mapping"]][:tokens], dtype=np.int64)
     ends = np.maximum.accumulate(spans[:, 1])
     return torch.tensor([ids]), np.stack([np.maximum(spans[:, 0], np.r_[0, ends[:-1]]).clip(max=ends), ends], axis=1)
 

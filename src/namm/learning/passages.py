@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from namm.tasks.documents import Document
+from namm.tasks.encode import encode
 from namm.tasks.facts import Fact, hide_facts
 
 CHARACTERS_PER_TOKEN = 8  # more than any text needs, to cut before tokenising
@@ -55,7 +56,7 @@ def cut_passages(
         length = lengths[len(passages) % len(lengths)]
         text = document.text[number : number + length * CHARACTERS_PER_TOKEN]
         hidden, known = hide_facts(text, max(1, length // facts), rng) if facts else (text, [])
-        plain, ids = (tokenizer(t, return_tensors="pt").input_ids[:, :length] for t in (text, hidden))
+        plain, ids = (encode(tokenizer, t)[:, :length] for t in (text, hidden))
         if plain.shape[1] == ids.shape[1] == length:
             whole = tokenizer.decode(ids[0])
             passages.append(Passage(document.name, ids, [fact for fact in known if fact.statement in whole]))

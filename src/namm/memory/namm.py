@@ -255,7 +255,7 @@ def _read_config(folder: Path, saved: str | None) -> NAMMConfig:
         wanted = None if saved is None else NAMMConfig.from_dict(json.loads(saved))
         for file in (folder / CONFIG_FILE, folder / f"{CONFIG_FILE}.partial"):
             if file.exists() or wanted is None:
-                found = NAMMConfig.from_dict(json.loads(file.read_text(encoding="utf-8")))
+                found = NAMMConfig.from_dict(json.loads(file.read_text(encoding="utf-8-sig")))
                 if wanted in (None, found):
                     return found
     except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -21,13 +21,16 @@ def make_policy(name: str, budget: float | None, memory: NAMM) -> Policy:
     """A policy by its name; all decide at the memory's update interval.
 
     Args:
-        budget: fraction to keep. The memory aims at it (None: its own choice), a hand-designed rule meets it (at most
-            1.0), the full cache ignores it.
+        budget: fraction to keep. The memory aims at it (None: its own choice), a hand-designed rule meets it, the full
+            cache ignores it.
+
+    Raises:
+        ValueError: for a hand-designed rule without a fraction above 0 and at most 1.
     """
     if name == "full":
         return Full()
     if name == "namm":
         return NAMMPolicy(memory, kept=budget)
-    if budget is None:
-        raise ValueError(f"policy {name!r} needs a budget")
-    return BUDGETED[name](budget=min(1.0, budget), update_interval=memory.config.update_interval)
+    if not isinstance(budget, int | float) or not 0.0 < budget <= 1.0:
+        raise ValueError(f"policy {name!r} needs a budget, a fraction above 0 and at most 1, got {budget!r}")
+    return BUDGETED[name](budget=float(budget), update_interval=memory.config.update_interval)

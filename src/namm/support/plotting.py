@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from namm.support.extras import need
+
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Rows of texts as a Markdown table."""
@@ -14,16 +16,6 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> st
 
 
 def pyplot() -> Any:
-    """matplotlib's, drawing to files only.
-
-    Raises:
-        ImportError: saying how to install it.
-    """
-    try:
-        import matplotlib
-    except ImportError:
-        raise ImportError("plots need matplotlib: pip install 'namm[eval]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plots
-
-    return plots
+    """matplotlib's, drawing to files only; `require` for where it is not installed."""
+    need("matplotlib", "eval").use("Agg")
+    return need("matplotlib.pyplot", "eval")

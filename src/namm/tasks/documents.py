@@ -1,14 +1,14 @@
 """Documents to read, train on and hide things in: from files, from Python itself, from the package."""
 
 import hashlib
-import json
 import sysconfig
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from namm.tasks.rows import json_lines, read_utf8
 
 Kind = Literal["prose", "code"]
 
@@ -74,7 +74,7 @@ def standard_library_documents(minimum_characters: int = 4_000, limit: int | Non
             break
         if file.stem in _GENERATED_MODULES or file.stem.startswith("_sysconfigdata"):
             continue
-        document = Document(file.name, _decode(file.read_bytes(), file), "code")
+        document = Document(file.name, read_utf8(file), "code")
         if len(document.text) >= minimum_characters:
             documents.append(document)
     if not documents and limit != 0:
@@ -158,46 +158,17 @@ def _read_file(file: Path, name: str) -> list[Document]:
         return _read_lines(file, name)
     if suffix not in PROSE_SUFFIXES | CODE_SUFFIXES:
         return []
-    text = _decode(file.read_bytes(), file)
+    text = read_utf8(file)
     kind: Kind = "code" if suffix in CODE_SUFFIXES else "prose"
     return [Document(name, text, kind)] if text.strip() else []
-
-
-def json_lines(file: Path | zipfile.Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """The objects of a file of JSON lines, each with the number of its line from 1; blank lines are passed over.
-
-    Raises:
-        ValueError: naming the line that is not a JSON object, or the byte that is not UTF-8.
-    """
-    for number, line in enumerate(_decode(file.read_bytes(), file).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}:{number}: not a line of JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise ValueError(f"{file}:{number}: not a JSON object")
-        yield number, record
 
 
 def _read_lines(file: Path, name: str) -> list[Document]:
     """One document for each line of JSON: its ``context``, or its ``input`` where it has none."""
     documents = []
-    for number, record in json_lines(file):
+    for where, record in json_lines(file):
         text = record.get("context") or record.get("input")
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{file}:{number}: no text under 'context' (LongBench) or 'input' (L-Eval, RULER)")
-        documents.append(Document(f"{name}:{number}", text, "prose"))
+            raise ValueError(f"{where}: no text under 'context' (LongBench) or 'input' (L-Eval, RULER)")
+        documents.append(Document(f"{name}:{where.rpartition(':')[2]}", text, "prose"))
     return documents
-
-
-def _decode(content: bytes, file: Path | zipfile.Path) -> str:
-    """UTF-8 text with plain line breaks."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{file}: not UTF-8 text (byte {error.start}); convert it, or keep it out of the folder"
-        ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")

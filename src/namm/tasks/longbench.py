@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from namm.tasks.documents import json_lines
+from namm.support.extras import need
+from namm.tasks.rows import Row, json_lines, text_of, texts_of
 from namm.tasks.sample import Sample
 
 
@@ -35,7 +36,7 @@ def longbench_rows(source: str) -> Iterator[LongBenchRow]:
         ImportError: for a dataset, where `datasets` is not installed.
     """
     empty = True
-    for where, row in _file_rows(Path(source)) if source.endswith(".jsonl") else _dataset_rows(source):
+    for where, row in json_lines(Path(source)) if source.endswith(".jsonl") else _dataset_rows(source):
         empty = False
         yield _row(where, row)
     if empty:
@@ -48,26 +49,17 @@ def longbench_samples(source: str) -> list[Sample]:
 
 
 def _row(where: str, row: Mapping[str, Any]) -> LongBenchRow:
-    answers = row.get("answers") or ([row["answer"]] if row.get("answer") else None) or row.get("outputs")
-    answers = [answers] if isinstance(answers, str) else answers
-    context = row.get("context")
-    if not isinstance(context, str) or not context.strip() or not answers:
-        raise ValueError(f"{where}: a sample needs a text under 'context' and something under 'answers'")
-    question = str(row.get("input") or "").strip()
-    return LongBenchRow(context, question, tuple(map(str, answers)), tuple(map(str, row.get("all_classes") or ())))
+    key = next((key for key in ("answers", "answer", "outputs") if row.get(key)), "answers")
+    answers = row if isinstance(row.get(key), list | tuple) else {key: [row.get(key)]}
+    question = text_of(where, {"input": row.get("input") or ""}, "input").strip()
+    context, classes = text_of(where, row, "context"), texts_of(where, row, "all_classes", least=0)
+    if not context.strip():
+        raise ValueError(f"{where}: the text under 'context' is blank")
+    return LongBenchRow(context, question, texts_of(where, answers, key), classes)
 
 
-def _file_rows(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    return ((f"{path}:{number}", row) for number, row in json_lines(path))
-
-
-def _dataset_rows(source: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    try:
-        from datasets import load_dataset  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        raise ImportError(f"the dataset {source!r} needs the package datasets: pip install 'namm[eval]'") from None
+def _dataset_rows(source: str) -> Iterator[Row]:
+    load_dataset = need("datasets", "eval").load_dataset
     name, _, config = source.partition(":")
     try:
         rows = load_dataset(name, config or None, split="test")

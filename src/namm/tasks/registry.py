@@ -37,6 +37,8 @@ GENERATORS: Mapping[str, Generator] = {
 
 def check_task(name: str) -> None:
     """Raises ValueError unless `name` is a generator, or ``longbench:`` and a file or dataset."""
+    if not isinstance(name, str):
+        raise ValueError(f"a task is named by a text such as 'pass_key', not {name!r}")
     if name in GENERATORS or (name.startswith("longbench:") and name != "longbench:"):
         return
     near = difflib.get_close_matches(name, GENERATORS, 1)

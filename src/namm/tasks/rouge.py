@@ -6,15 +6,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from namm.tasks.normal_forms import need
+from namm.support.extras import need
+from namm.tasks.scoring import metric
 
 
+@metric
 def rouge_l(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
     """Best ROUGE-L F1 (Lin 2004), sentence by sentence, as the package `rouge` computes it for LongBench.
 
     Sentences of many hundred words, at which the package runs out of recursion and LongBench counts 0, are scored too.
     """
-    scorer = need("rouge").Rouge(metrics=["rouge-l"])
+    scorer = need("rouge", "eval").Rouge(metrics=["rouge-l"])
 
     def score(answer: str) -> float:
         if not text.replace(".", "").strip() or not answer.replace(".", "").strip():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from namm.tasks.encode import encode
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
@@ -22,15 +24,16 @@ class Sample:
     question: str
     answer: str
 
+    def __post_init__(self) -> None:
+        if not self.answer.strip():
+            raise ValueError("a sample needs an answer that is not blank")
+
     @property
     def prompt(self) -> str:
         """The text a model continues: the context followed by the question."""
         return self.context + self.question
 
     def token_ids(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor, Tensor]:
-        """Context, question and answer as ``[1, tokens]`` each, without special tokens."""
-        context, question, answer = (
-            tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
-            for text in (self.context, self.question, self.answer)
-        )
-        return context, question, answer
+        """Context, which begins as the tokenizer begins texts, question and answer, ``[1, tokens]`` each."""
+        question, answer = (encode(tokenizer, text, begins=False) for text in (self.question, self.answer))
+        return encode(tokenizer, self.context), question, answer

@@ -6,7 +6,7 @@ import pytest
 
 from namm.evaluation.benchmarks.base import Request
 from namm.evaluation.benchmarks.choubun import CHOUBUN
-from namm.tasks.choubun_metrics import CHOUBUN_METRICS
+from namm.evaluation.benchmarks.choubun_metrics import CHOUBUN_METRICS
 
 QUESTION = (
     "以下の文書を注意深く読み、続く質問に答えてください。"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import zipfile
 
 import pytest
@@ -53,6 +54,12 @@ def test_else_the_configuration_is_loaded(asked, characters, monkeypatch) -> Non
     assert question.context.endswith("x = 1")
     with pytest.raises(SkippedTaskError, match=r"L4NLP/LEval \(division by zero\); put tpo\.jsonl in --data FOLDER"):
         list(LEVAL["leval/tpo"].questions(Request(characters)))
+
+
+def test_without_the_package_it_says_what_to_install(asked, characters, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(SkippedTaskError, match=r"needs datasets: pip install 'namm\[eval\]'"):
+        list(LONGBENCH["longbench/lcc"].questions(Request(characters)))
 
 
 def test_the_users_own_file_comes_first(tmp_path, asked, characters) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from namm.evaluation.benchmarks.base import Request
 from namm.evaluation.benchmarks.infinitebench import INFINITEBENCH
-from namm.tasks.metrics import METRICS
+from namm.evaluation.benchmarks.metrics import METRICS
 
 ROWS = {
     "passkey": {"input": "What is the pass key?", "answer": ["71432"]},

@@ -6,7 +6,7 @@ import pytest
 
 from namm.evaluation.benchmarks.base import Request
 from namm.evaluation.benchmarks.leval import LEVAL
-from namm.tasks.metrics import METRICS
+from namm.evaluation.benchmarks.metrics import METRICS
 
 
 def row(**changes):

@@ -8,7 +8,7 @@ import pytest
 
 from namm.evaluation.benchmarks.base import Request
 from namm.evaluation.benchmarks.longbench import LONGBENCH
-from namm.tasks.metrics import METRICS
+from namm.evaluation.benchmarks.metrics import METRICS
 
 
 def write(path, *rows) -> None:

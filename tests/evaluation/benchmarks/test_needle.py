@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from namm.evaluation.benchmarks.base import Request, SkippedTaskError
+from namm.evaluation.benchmarks.metrics import METRICS
 from namm.evaluation.benchmarks.needle import DEPTHS, NEEDLE
 from namm.tasks import Document, packaged_prose
-from namm.tasks.metrics import METRICS
 from namm.tasks.text import sentences_of
 
 
@@ -43,6 +43,7 @@ def test_answers_score_by_their_beginning(request_) -> None:
     assert task.new_tokens == 8
     assert METRICS[task.metric](f"{question.answers[0]}. And", question.answers, ()) == 1.0
     assert METRICS[task.metric]("12", question.answers, ()) == 0.0
+    assert METRICS[task.metric](f"{question.answers[0]}0.", question.answers, ()) == 0.0
 
 
 def test_a_text_that_is_no_prose_is_named(request_) -> None:

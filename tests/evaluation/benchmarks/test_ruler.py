@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from namm.evaluation.benchmarks.base import Request, SkippedTaskError
+from namm.evaluation.benchmarks.metrics import METRICS
 from namm.evaluation.benchmarks.ruler import RULER
 from namm.evaluation.benchmarks.ruler_forms import Form, Maker, fill
 from namm.tasks import Document, packaged_prose
-from namm.tasks.metrics import METRICS
 
 UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
 FORM = re.compile(
@@ -191,8 +191,8 @@ def test_files_are_found_as_ruler_writes_them(request_, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"input": "Text.\nQuestion: Which?"}, "'outputs' must be a list with at least one answer"),
-        ({"input": "Text.\nQuestion: Which?", "outputs": []}, "'outputs' must be a list with at least one answer"),
+        ({"input": "Text.\nQuestion: Which?"}, "'outputs' must be a list of texts"),
+        ({"input": "Text.\nQuestion: Which?", "outputs": []}, "'outputs' must be a list of texts"),
         ({"input": "Text.", "outputs": ["a"]}, "no question of RULER's"),
         ({"outputs": ["a"]}, "'input' must be a text"),
     ],

@@ -6,9 +6,10 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from namm.tasks.documents import Document, Kind, json_lines
+from namm.tasks.documents import Document, Kind
+from namm.tasks.rows import Row, json_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,7 +27,7 @@ class Question:
         name: unique within its task.
         context: the prompt's beginning up to and including the long text; what a memory compresses.
         question: the rest of the prompt, as published; may be empty.
-        answers: the accepted answers.
+        answers: the accepted answers, at least one that is not blank.
         classes: all labels, where the metric is classification.
         place: where it belongs in a grid (depth, length), for plots.
     """
@@ -37,6 +38,10 @@ class Question:
     answers: tuple[str, ...]
     classes: tuple[str, ...] = ()
     place: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not any(answer.strip() for answer in self.answers):
+            raise ValueError(f"question {self.name!r} has no answer that is not blank")
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class Task:
 
     Attributes:
         name: ``benchmark/task``.
-        metric: of `namm.tasks.metrics.METRICS`, or `LIKELIHOOD`.
+        metric: of `namm.evaluation.benchmarks.metrics.METRICS`, or `LIKELIHOOD`.
         new_tokens: at most so many are generated.
         questions: makes them, at most ``request.samples``; raises `SkippedTaskError`, or ValueError naming file,
             line and key of what is wrong.
@@ -83,9 +88,6 @@ class Task:
     new_tokens: int
     questions: Callable[[Request], Iterable[Question]]
     stop: tuple[str, ...] = ()
-
-
-Row = tuple[str, Mapping[str, Any]]  # where it is from (file:line), and the object
 
 
 def local_rows(data: Path, names: Iterable[str]) -> Iterator[Row] | None:
@@ -103,9 +105,9 @@ def local_rows(data: Path, names: Iterable[str]) -> Iterator[Row] | None:
 def rows_of(path: Path | zipfile.Path) -> Iterator[Row]:
     """Rows of one file; ValueError as for `local_rows`."""
     found = False
-    for number, row in json_lines(path):
+    for row in json_lines(path):
         found = True
-        yield f"{path}:{number}", row
+        yield row
     if not found:
         raise ValueError(f"{path}: the file is empty")
 
@@ -116,11 +118,3 @@ def haystack(request: Request, kind: Kind) -> list[Document]:
     if not found:
         raise SkippedTaskError(f"it is made from {kind}, and there is none among the texts")
     return found
-
-
-def text_of(where: str, row: Mapping[str, Any], key: str) -> str:
-    """A text of a row; ValueError naming place and key where it has none."""
-    value = row.get(key)
-    if not isinstance(value, str):
-        raise ValueError(f"{where}: {key!r} must be a text, found {type(value).__name__}")
-    return value

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from namm.evaluation.benchmarks.base import Request, Row, SkippedTaskError, local_rows, rows_of
+from namm.evaluation.benchmarks.base import Request, SkippedTaskError, local_rows, rows_of
+from namm.support.extras import need
+from namm.tasks.rows import Row
 
 
 def file_or_hub_rows(request: Request, task: str, dataset: str, split: str = "test") -> Iterator[Row]:
@@ -35,8 +37,6 @@ def hub_rows(dataset: str, task: str, split: str) -> Iterator[Row]:
         wanted = [f"{task}.jsonl", f"**/{task}.jsonl", "data.zip"]
         folder = Path(snapshot_download(dataset, repo_type="dataset", allow_patterns=wanted))
         return local_rows(folder, [f"{task}.jsonl"]) or _zipped_rows(folder, task) or _configured(dataset, task, split)
-    except SkippedTaskError:
-        raise
     except Exception as error:  # the hub raises many kinds; the user needs one sentence
         reason = " ".join(str(error).split())
         raise SkippedTaskError(f"could not load {dataset} ({reason}); put {task}.jsonl in --data FOLDER") from error
@@ -51,8 +51,5 @@ def _zipped_rows(folder: Path, task: str) -> Iterator[Row] | None:
 
 
 def _configured(dataset: str, task: str, split: str) -> Iterator[Row]:
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise SkippedTaskError(f"the dataset {dataset} needs: pip install 'namm[eval]'") from None
-    return ((f"{dataset}[{number}]", row) for number, row in enumerate(load_dataset(dataset, task, split=split)))
+    rows = need("datasets", "eval").load_dataset(dataset, task, split=split)
+    return ((f"{dataset}[{number}]", row) for number, row in enumerate(rows))

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from namm.evaluation.benchmarks.base import Question, Request, Task, text_of
+from namm.evaluation.benchmarks.base import Question, Request, Task
 from namm.evaluation.benchmarks.hub import file_or_hub_rows
+from namm.tasks.rows import text_of, texts_of
 
 _LETTERS = "ABCD"
 _NUMBERS = {"math_find": r"-?\d+(\.\d+)?", "math_calc": r"-?\d+", "code_run": r"-?\d+"}  # forms of an answer
@@ -128,9 +129,7 @@ def _answers(name: str, where: str, row: Mapping[str, Any]) -> tuple[str, ...]:
     listed = answer if isinstance(answer, list) else [answer]
     if listed and isinstance(listed[0], list):  # some files of the calculation have its values one list deeper
         listed = listed[0]
-    if not listed or not all(isinstance(each, str | int | float) for each in listed):
-        raise ValueError(f"{where}: 'answer' must be a text, a number or a list of them")
-    answers = tuple(map(str, listed))
+    answers = texts_of(where, {"answer": listed}, "answer")
     if name in _NUMBERS and not all(re.fullmatch(_NUMBERS[name], each) for each in answers):
         raise ValueError(f"{where}: 'answer' must be a number (or a list of them), found {answer!r}")
     if name in ("longbook_choice_eng", "code_debug"):

@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from namm.evaluation.benchmarks.base import Question, Request, Task, text_of
+from namm.evaluation.benchmarks.base import Question, Request, Task
 from namm.evaluation.benchmarks.hub import file_or_hub_rows
+from namm.tasks.rows import text_of
 
 _ANY = (
     "Now you are given a very long document. Please follow the instruction after this document. These instructions may "
@@ -108,8 +109,8 @@ def _task(name: str) -> Task:
 
 def _texts(where: str, row: Mapping[str, Any], key: str) -> list[str]:
     texts = row.get(key)
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{where}: {key!r} must be a list of texts")
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"{where}: {key!r} must be a list of texts, none of them blank")
     return texts
 
 

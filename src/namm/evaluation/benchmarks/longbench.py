@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
-from namm.evaluation.benchmarks.base import Question, Request, Task, text_of
+from namm.evaluation.benchmarks.base import Question, Request, Task
 from namm.evaluation.benchmarks.hub import file_or_hub_rows
+from namm.tasks.rows import text_of, texts_of
 
 _PASSAGES = (
     "Answer the question based on the given passages. Only give me the answer and do not output any other words.\n\n"
@@ -162,20 +163,10 @@ def longbench_task(
     def questions(request: Request) -> Iterator[Question]:
         rows = file_or_hub_rows(request, own, dataset)
         for number, (where, row) in enumerate(islice(rows, request.samples)):
-            answers = row.get("answers")
-            if not isinstance(answers, list) or not answers or not all(isinstance(each, str | int) for each in answers):
-                raise ValueError(f"{where}: 'answers' must be a list of at least one text")
-            classes = row.get("all_classes") or []
-            if not isinstance(classes, list) or (metric == "classification" and not classes):
-                raise ValueError(f"{where}: 'all_classes' must list the labels")
+            answers = texts_of(where, row, "answers")
+            classes = texts_of(where, row, "all_classes", least=int(metric == "classification"))
             asked = after.replace("{input}", text_of(where, row, "input")) if "{input}" in after else after
-            yield Question(
-                str(number),
-                before + text_of(where, row, "context"),
-                asked,
-                tuple(map(str, answers)),
-                tuple(map(str, classes)),
-            )
+            yield Question(str(number), before + text_of(where, row, "context"), asked, answers, classes)
 
     return Task(name, metric, new_tokens, questions, stop)
 

@@ -13,12 +13,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 
-from namm.evaluation.benchmarks.base import Question, Request, Row, SkippedTaskError, Task, local_rows, text_of
+from namm.evaluation.benchmarks.base import Question, Request, SkippedTaskError, Task, local_rows
 from namm.evaluation.benchmarks.ruler_answers import PUBLISHED, read_library
 from namm.evaluation.benchmarks.ruler_forms import Maker, fill
 from namm.evaluation.benchmarks.ruler_needles import Needles
 from namm.evaluation.benchmarks.ruler_variables import variable_maker
 from namm.evaluation.benchmarks.ruler_words import common_maker, frequent_maker
+from namm.tasks.rows import Row, text_of, texts_of
 
 ANSWER_TOKENS = 32  # of the tasks with documents
 ANSWERED = 500  # of their questions, as published: the data has thousands
@@ -98,14 +99,12 @@ def _from_row(found: Row, number: int) -> Question:
     where, row = found
     # Later versions of RULER keep the answer's beginning apart
     prompt = text_of(where, row, "input") + (text_of(where, row, "answer_prefix") if "answer_prefix" in row else "")
-    outputs = row.get("outputs")
-    if not isinstance(outputs, list) or not outputs:
-        raise ValueError(f"{where}: 'outputs' must be a list with at least one answer")
+    outputs = texts_of(where, row, "outputs")
     asks = [match.start() for match in _ASKS.finditer(prompt)]
     if not asks:
         raise ValueError(f"{where}: no question of RULER's found in 'input'")
     # named by its row: their ``index`` is not always unique
-    return Question(str(number), prompt[: asks[-1]], prompt[asks[-1] :], tuple(map(str, outputs)))
+    return Question(str(number), prompt[: asks[-1]], prompt[asks[-1] :], outputs)
 
 
 RULER: Mapping[str, Task] = {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from namm.evaluation.benchmarks.ruler_forms import Form, Maker
+from namm.tasks.rows import read_utf8
 
 _INSTRUCTION = (
     "Answer the question based on the given documents. Only give me the answer and do not output any other words."
@@ -75,8 +76,8 @@ def read_library(data: Path, name: str) -> Library | None:
     """
     for path in sorted(data.rglob(name)):
         try:
-            library = _READERS[name](json.loads(path.read_text(encoding="utf-8")))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            library = _READERS[name](json.loads(read_utf8(path)))
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{path}: not JSON: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not in the format of {PUBLISHED[name]} ({error!r})") from error
@@ -97,7 +98,7 @@ def _squad(content: Any) -> Library:
             near = tuple(number for number in all_of_it if number != own)
             for row in paragraph["qas"]:
                 answers = tuple(dict.fromkeys(answer["text"] for answer in row["answers"]))
-                if answers:  # some are asked because nothing answers them
+                if any(answer.strip() for answer in answers):  # some are asked because nothing answers them
                     asked.append(Asked(row["question"], answers, (own,), near))
     return Library(tuple(numbers), tuple(asked))
 

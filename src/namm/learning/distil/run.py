@@ -20,6 +20,7 @@ from namm.support.files import load_saved, save_atomically
 from namm.support.fingerprints import fingerprint, model_fingerprint
 from namm.support.runs import Progress, check_output, claim
 from namm.tasks.documents import Document
+from namm.tasks.encode import encode
 
 REPEAT = "\n\nRepeat the text above.\n\n"
 
@@ -107,7 +108,7 @@ def _distill(
     work = folder / "work"
     work.mkdir(exist_ok=True)
     first = max(1, round(settings.first * len(passages)))
-    repeat = tokenizer(REPEAT, return_tensors="pt", add_special_tokens=False).input_ids
+    repeat = encode(tokenizer, REPEAT, begins=False)
 
     def record(index: int, acting: NAMMPolicy | None) -> list[Sample]:
         file = work / f"{index:04d}.pt"

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from namm.tasks.leval_metrics import LEVAL_METRICS
-from namm.tasks.metrics import METRICS
+from namm.evaluation.benchmarks.leval_metrics import LEVAL_METRICS
+from namm.evaluation.benchmarks.metrics import METRICS
 
 # metric, text, answer, score by hand
 CASES = [

@@ -1,4 +1,4 @@
-"""InfiniteBench's own metrics, with the signature of `namm.tasks.metrics.Metric`.
+"""InfiniteBench's own metrics, with the signature of `namm.tasks.scoring.Metric`.
 
 They score as its ``compute_scores.py`` does on the main branch, which accepts more forms of a choice than the paper's
 (arXiv 2402.13718). Where that stops with an error (a decimal where an integer is expected) the score is 0, unless the
@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from namm.tasks.normal_forms import chinese_letters, f1, need
+from namm.support.extras import need
+from namm.tasks.scoring import chinese_letters, f1, metric
 
 _MARKS = "\n:\"'.,?!{}"
 
@@ -19,6 +20,7 @@ def _words(text: str, marks: str = _MARKS) -> list[str]:
     return text.translate(str.maketrans(marks, " " * len(marks))).split()
 
 
+@metric
 def first_integer(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
     """1.0 if the first run of digits is the answer.
 
@@ -29,18 +31,21 @@ def first_integer(text: str, answers: Sequence[str], classes: Sequence[str] = ()
     return float(bool(found) and found[0] in answers)  # type: ignore[index]
 
 
+@metric
 def first_number(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
     """1.0 if the first number, decimals included, has the answer's value."""
     found = re.search(r"\d+\.\d+|\d+", text)
     return float(found is not None and any(float(found[0]) == float(answer) for answer in answers))
 
 
+@metric
 def last_integer(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
     """1.0 if the last word is the answer as an integer."""
     words = _words(text, "\n.`'\":")
     return float(bool(words) and bool(re.fullmatch(r"[+-]?\d+", words[-1])) and str(int(words[-1])) in answers)
 
 
+@metric
 def word(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
     """1.0 if an answer is one of the words.
 
@@ -50,6 +55,7 @@ def word(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> floa
     return float(any(answer in _words(text) for answer in answers))
 
 
+@metric
 def first_values(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
     """How many of the values are right before the first that is wrong, as a share of all.
 
@@ -64,6 +70,7 @@ def first_values(text: str, answers: Sequence[str], classes: Sequence[str] = ())
     return right / len(answers)
 
 
+@metric
 def choice(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
     """1.0 if the text chooses an answer: the letter of the right option, or the option itself.
 
@@ -87,6 +94,7 @@ def choice(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> fl
     return float(next((each for each in plain.split() if each in "ABCD"), "") in answers)
 
 
+@metric
 def option(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
     """1.0 if the text names a function by the letter ``answers[0]`` or by its name ``answers[1]``.
 
@@ -123,28 +131,27 @@ def _after(text: str, phrases: Sequence[str]) -> str | None:
     return None
 
 
+@metric
 def f1_characters(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
     """Best F1 over Chinese characters, marks and blanks left out."""
     return max(f1(chinese_letters(text), chinese_letters(answer)) for answer in answers)
 
 
+@metric
 def rouge_lsum(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
     """Best ROUGE-Lsum F1 of the package `rouge-score`, lines as sentences."""
-    scorer = need("rouge_score.rouge_scorer").RougeScorer(["rougeLsum"])
+    scorer = need("rouge_score.rouge_scorer", "eval").RougeScorer(["rougeLsum"])
     return max(float(scorer.score(answer, text)["rougeLsum"].fmeasure) for answer in answers)
 
 
 INFINITEBENCH_METRICS = {
-    each.__name__: each
-    for each in (
-        first_integer,
-        first_number,
-        last_integer,
-        word,
-        first_values,
-        choice,
-        option,
-        f1_characters,
-        rouge_lsum,
-    )
+    "first_integer": first_integer,
+    "first_number": first_number,
+    "last_integer": last_integer,
+    "word": word,
+    "first_values": first_values,
+    "choice": choice,
+    "option": option,
+    "f1_characters": f1_characters,
+    "rouge_lsum": rouge_lsum,
 }

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from namm.tasks import choubun_metrics
-from namm.tasks.choubun_metrics import rouge_l_ja, token_f1_ja
+from namm.evaluation.benchmarks import choubun_metrics
+from namm.evaluation.benchmarks.choubun_metrics import rouge_l_ja, token_f1_ja
 
 
 @pytest.fixture(autouse=True)

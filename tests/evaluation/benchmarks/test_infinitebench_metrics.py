@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from namm.tasks.infinitebench_metrics import INFINITEBENCH_METRICS
+from namm.evaluation.benchmarks.infinitebench_metrics import INFINITEBENCH_METRICS
 
 BOOK = ["B", "Ann"]  # a choice: letter and text
 CODE = ["B", "f.b"]

@@ -1,17 +1,16 @@
-"""Answers of a model under a policy: generated, or how likely the reference is."""
+"""What a model replies to the prompts of a benchmark, under a policy."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from namm.cache import MemoryCache
-from namm.evaluation.measure import recalled
+from namm.tasks.answering import padding_token, read
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,10 +36,8 @@ class Prompt:
             return self
         if room < 1:
             raise ValueError(f"a question of {len(self.question)} tokens leaves no room for a context within {tokens}")
-        first = room // 2
-        return Prompt(
-            torch.cat([self.context[:first], self.context[len(self.context) - room + first :]]), self.question
-        )
+        last = len(self.context) - room + room // 2
+        return Prompt(torch.cat([self.context[: room // 2], self.context[last:]]), self.question)
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,6 @@ class Reply:
     seconds: float
 
 
-@torch.inference_mode()
 def reply(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -77,57 +73,24 @@ def reply(
 
     Args:
         question_seen: decide after the question, else before it comes; either way what the prompt leaves in the cache
-            is then all the policy's choice (`MemoryCache.settle`).
+            is then all the policy's choice.
         reference: ``[tokens]``, for a single prompt: score these tokens, teacher-forced, and generate nothing.
     """
     if reference is not None and len(prompts) != 1:
         raise ValueError(f"a reference is scored for one prompt, got {len(prompts)}")
     started = time.perf_counter()
-    parts = (
-        # the last token gives the first logits, so it comes after the decision
-        [(torch.cat([p.context, p.question[:-1]]), p.question[-1:]) for p in prompts]
-        if question_seen
-        else [(p.context, p.question) for p in prompts]
-    )
-    pad = next(int(token) for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if token is not None)
-    first, first_mask = _left_padded([part[0] for part in parts], pad, model.device)
-    second, second_mask = _left_padded([part[1] for part in parts], pad, model.device)
-    mask = torch.cat([first_mask, second_mask], dim=1)
-    padding: dict[str, Any] = {}
-    if not bool(first_mask.all()):
-        padding = {"attention_mask": first_mask, "position_ids": (first_mask.cumsum(1) - 1).clamp_min(0)}
-    cache = MemoryCache(model, policy)
-    model(first, past_key_values=cache, logits_to_keep=1, **padding)
-    cache.settle()
-    stats = cache.stats()
+    if question_seen:  # but for its last token, which comes after the decision
+        prompts = [Prompt(torch.cat([p.context, p.question[:-1]]), p.question[-1:]) for p in prompts]
+    reading = read(model, [p.context for p in prompts], policy, pad=padding_token(tokenizer))
     texts, log_probability = [""] * len(prompts), None
     if reference is not None:
-        log_probability, _ = recalled(model, second, reference[None].to(model.device), cache)
+        log_probability = float(reading.score(prompts[0].question, reference)[0].mean())
     else:
-        whole = torch.cat([first, second], dim=1)
-        generated = model.generate(  # type: ignore[operator]  # transformers' annotations lack it
-            whole,
-            attention_mask=mask,
-            past_key_values=cache,
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            pad_token_id=pad,
-        )
-        texts = [str(tokenizer.decode(row, skip_special_tokens=True)) for row in generated[:, whole.shape[1] :]]
-    seconds = (time.perf_counter() - started) / len(prompts)
+        generated = reading.generate([p.question for p in prompts], new_tokens)
+        texts = [str(tokenizer.decode(row, skip_special_tokens=True)) for row in generated]
+    seconds, stats = (time.perf_counter() - started) / len(prompts), reading.stats
     held = stats.held_bytes / stats.full_bytes
     return [
         Reply(text, log_probability, kept, held, seconds)
         for text, kept in zip(texts, stats.kept_fractions, strict=True)
     ]
-
-
-def _left_padded(rows: Sequence[Tensor], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """``[batch, tokens]`` ids, and the mask that calls padding 0."""
-    longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), pad)
-    mask = torch.zeros(len(rows), longest, dtype=torch.long)
-    for index, row in enumerate(rows):
-        ids[index, longest - len(row) :] = row
-        mask[index, longest - len(row) :] = 1
-    return ids.to(device), mask.to(device)

@@ -1,4 +1,4 @@
-"""What metrics share: normal forms of texts, overlap, packages that are extras."""
+"""What metrics share: their form, what no metric counts as an answer, normal forms of texts, overlap."""
 
 from __future__ import annotations
 
@@ -6,11 +6,31 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
-from importlib import import_module
-from typing import Any
+from functools import wraps
+from typing import Protocol
 
 # the full-width and typographic marks that LongBench and InfiniteBench take out of Chinese answers
 _CHINESE_MARKS = "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."  # noqa: E501
+
+
+class Metric(Protocol):
+    """A generated text, the accepted answers and all labels in, a number from 0 to 1 out."""
+
+    def __call__(self, text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float: ...
+
+
+def metric(score: Metric) -> Metric:
+    """The metric without answers of nothing but blanks: every text would contain or begin with them.
+
+    Where no answer is left, nothing is right.
+    """
+
+    @wraps(score)
+    def of_answers(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
+        given = [answer for answer in answers if answer.strip()]
+        return score(text, given, classes) if given else 0.0
+
+    return of_answers
 
 
 def normalise(text: str) -> str:
@@ -29,16 +49,3 @@ def f1(found: Sequence[str], expected: Sequence[str]) -> float:
     """Harmonic mean of precision and recall of two bags of words (or characters)."""
     common = sum((Counter(found) & Counter(expected)).values())
     return 2 * common / (len(found) + len(expected)) if common else 0.0
-
-
-def need(name: str) -> Any:
-    """A module of the extra ``eval``.
-
-    Raises:
-        ImportError: saying how to install it.
-    """
-    try:
-        return import_module(name)
-    except ImportError:
-        package = name.split(".")[0].replace("_", "-")
-        raise ImportError(f"this metric needs {package}: pip install 'namm[eval]'") from None

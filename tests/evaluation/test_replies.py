@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from namm import NAMM, NAMMConfig
-from namm.evaluation.answering import Prompt, reply
+from namm.evaluation.replies import Prompt, reply
 from namm.policies import H2O, Full, NAMMPolicy
 
 MEMORY = NAMM(NAMMConfig(update_interval=32))

@@ -1,4 +1,4 @@
-"""L-Eval's own metrics of closed questions, with the signature of `namm.tasks.metrics.Metric`.
+"""L-Eval's own metrics of closed questions, with the signature of `namm.tasks.scoring.Metric`.
 
 They score as its ``auto_eval.py`` and ``em.py`` do (arXiv 2307.11088), but for an empty text, which earns nothing here
 and a quarter of a choice there.
@@ -9,12 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from namm.tasks.scoring import metric
+
 _OPTIONS = "ABCD"
 _GUESS = "A"  # what a text without any option is taken for
 _SURPLUS = ("will be", "of the code", "is", "would be", "the value of", "the result of", "printed")  # in this order
 _SPARE_WORDS = 3  # so many more than the answer has are looked at
 
 
+@metric
 def first_line(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
     """1.0 if the text is the answer's number, or its first line of two or more letters contains an answer.
 
@@ -26,6 +29,7 @@ def first_line(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -
     return float(any(_same(text, answer) for answer in answers))
 
 
+@metric
 def letter(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
     """1.0 if the first letter from A to D is the right one; no such letter is taken for an A.
 
@@ -38,6 +42,7 @@ def letter(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> fl
     return _choice(next((character for character in text if character in _OPTIONS), _GUESS), answers)
 
 
+@metric
 def letters(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
     """1.0 if exactly the right letters are chosen, 0.25 if some of them and no wrong ones; none is taken for an A.
 
@@ -53,6 +58,7 @@ def letters(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> f
     return _choice(found or (text and _GUESS), answers)
 
 
+@metric
 def solution(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
     """1.0 if the integer after "The answer is", else the last one of the first paragraph, is right.
 
@@ -63,6 +69,7 @@ def solution(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> 
     return float(any(bool(found and number) and int(found) == int(number) for number in right))
 
 
+@metric
 def printed(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
     """1.0 if what a program prints stands behind "the final output", or at the end where that isn't said.
 
@@ -84,6 +91,7 @@ def printed(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> f
     return float(any(right(answer) for answer in answers))
 
 
+@metric
 def truth(text: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
     """1.0 if the first word with "true" or "false" in it is the answer (what stands before its "[fact:").
 
@@ -102,7 +110,8 @@ def _same(text: str, answer: str) -> bool:
         return float(text) == float(answer)
     except ValueError:
         line = next((line for line in text.split("\n") if len(line) > 1), text)
-        return answer.lower().replace(" ", "") in line.lower().replace(" ", "")
+        wanted = answer.lower().replace(" ", "")
+        return bool(wanted) and wanted in line.lower().replace(" ", "")
 
 
 def _choice(found: str, answers: Sequence[str]) -> float:

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from namm import NAMM, NAMMConfig
+from namm.policies import BUDGETED, Full, NAMMPolicy
+from namm.policies.names import POLICIES, check_policies, make_policy
+
+MEMORY = NAMM(NAMMConfig(update_interval=64))
+
+
+def test_every_name_gives_its_policy_at_the_memorys_interval() -> None:
+    check_policies(POLICIES)
+    for name in BUDGETED:
+        policy = make_policy(name, 0.25, MEMORY)
+        assert (policy.name, policy.budget, policy.update_interval) == (name, 0.25, 64)
+    assert isinstance(make_policy("full", None, MEMORY), Full)
+    own = make_policy("namm", None, MEMORY)
+    assert isinstance(own, NAMMPolicy) and own.memory is MEMORY
+
+
+@pytest.mark.fault(
+    "C20", siblings="what was above 1, infinite or no number was taken for 1, where rules are made by name"
+)
+@pytest.mark.parametrize("budget", [None, 0, -0.5, 1.5, 64, math.inf, math.nan, "half"])
+@pytest.mark.parametrize("name", sorted(BUDGETED))
+def test_a_budget_is_a_fraction(name, budget) -> None:
+    with pytest.raises(ValueError, match=f"{name}.* above 0 and at most 1, got {budget!r}"):
+        make_policy(name, budget, MEMORY)
+    assert make_policy(name, 1, MEMORY).budget == 1.0
+
+
+def test_an_unknown_policy_is_named() -> None:
+    with pytest.raises(ValueError, match="'h20'"):
+        check_policies(["full", "h20"])

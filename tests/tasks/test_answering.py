@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from namm import NAMM, NAMMConfig
+from namm.policies import H2O, Full, NAMMPolicy, Streaming
+from namm.tasks import Sample
+from namm.tasks.answering import answer_score, padding_token, read, tail_loss
+
+POLICIES = [Full(), H2O(0.3, 32), Streaming(0.25, 1), NAMMPolicy(NAMM(NAMMConfig(update_interval=32)))]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
+@pytest.mark.parametrize("context", [1, 20, 31, 32, 33, 100])
+def test_rows_of_one_prompt_are_that_prompt(tiny, ids, policy, context) -> None:
+    """Also where nothing comes before the first eviction, or nothing after it."""
+    question, answer = ids[0, context : context + 3], ids[0, context + 3 : context + 8]
+    alone, several = (read(tiny, [ids[0, :context]], policy, rows=rows) for rows in (1, 3))
+    assert several.stats.kept_fractions == alone.stats.kept_fractions * 3
+    torch.testing.assert_close(several.logits, alone.logits.expand(3, -1), atol=1e-4, rtol=1e-4)
+    (found, chosen), (wanted, best) = several.score(question, answer), alone.score(question, answer)
+    assert found.shape == chosen.shape == (3, 5)
+    torch.testing.assert_close(found, wanted.expand(3, -1), atol=1e-4, rtol=1e-4)
+    assert torch.equal(chosen, best.expand(3, -1))
+
+
+def test_a_question_may_be_left_out(tiny, ids) -> None:
+    whole, _ = read(tiny, [ids[0, :40]], Full()).score(ids[0, 40:45], ids[0, 45:50])
+    later, _ = read(tiny, [ids[0, :45]], Full()).score(ids[0, :0], ids[0, 45:50])
+    torch.testing.assert_close(whole, later, atol=1e-4, rtol=1e-4)
+    one, _ = read(tiny, [ids[0, :45]], Full()).score(ids[0, :0], ids[0, 45:46])
+    torch.testing.assert_close(one, later[:, :1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.fault("A10", siblings="the mean of no log-probabilities was NaN")
+def test_no_answer_has_no_score(tiny, ids) -> None:
+    with pytest.raises(ValueError, match="answer of no tokens"):
+        read(tiny, [ids[0, :20]], Full()).score(ids[0, 20:22], ids[0, :0])
+    with pytest.raises(ValueError, match="answer that is not blank"):
+        Sample("context", "question", " \n")
+
+
+def test_what_can_not_share_a_batch_is_refused(tiny, ids) -> None:
+    contexts = [ids[0, :20], ids[0, :10]]
+    with pytest.raises(ValueError, match="one context, got 2"):
+        read(tiny, contexts, Full(), rows=4)
+    with pytest.raises(ValueError, match="one length"):
+        read(tiny, contexts, Full()).score(ids[0, 20:22], ids[0, 22:24])
+
+
+def test_padding_is_what_the_tokenizer_has(characters) -> None:
+    class Without:
+        pad_token_id = eos_token_id = None
+
+    assert padding_token(characters) == characters.eos_token_id == 0
+    assert padding_token(Without()) == 0  # type: ignore[arg-type]
+
+
+def test_the_full_cache_loses_what_the_plain_model_loses(tiny, ids) -> None:
+    with torch.no_grad():
+        logits = tiny(ids).logits[0]
+    for tail in (1, 50):
+        expected = F.cross_entropy(logits[-tail - 1 : -1], ids[0, -tail:])
+        assert tail_loss(tiny, ids, Full(), tail).loss == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_an_answer_is_scored_token_by_token(tiny, ids) -> None:
+    context, question, answer = ids[:, :200], ids[:, 200:204], ids[:, 204:207]
+    with torch.no_grad():
+        logits = tiny(ids[:, :207]).logits[0, 203:206].log_softmax(-1)
+    expected = float(logits.gather(1, answer[0][:, None]).mean())
+    found = answer_score(tiny, context, question, answer, Full())
+    assert found.log_probability == pytest.approx(expected, abs=1e-4)
+    assert not found.correct and found.kept_fraction == 1.0
+    best = []
+    for _ in range(2):
+        with torch.no_grad():
+            best.append(
+                int(tiny(torch.cat([ids[:, :204], torch.tensor([best], dtype=torch.long)], 1)).logits[0, -1].argmax())
+            )
+    assert answer_score(tiny, context, question, torch.tensor([best]), Full()).correct
+
+
+@pytest.mark.parametrize("tail", [0, 300, 400])
+def test_a_tail_that_does_not_fit_is_refused(tiny, ids, tail: int) -> None:
+    with pytest.raises(ValueError, match="300 tokens"):
+        tail_loss(tiny, ids, H2O(), tail)
