@@ -59,7 +59,8 @@ def plan(
             f"{model}: {found.parameters / 1e9:.2f} billion parameters, {found.weights / GIB:.1f} GiB of weights; "
             f"{found.layers} layers that forget, {found.heads} KV heads of {found.width}"
             + (f", {len(found.windows)} with sliding windows" if found.windows else "")
-            + (f", {found.other_layers} of other kinds, not counted" if found.other_layers else ""),
+            + (f", {found.other_layers} of other kinds, not counted" if found.other_layers else "")
+            + (f" ({found.quantised})" if found.quantised else ""),
             markup=False,
             highlight=False,
         )
