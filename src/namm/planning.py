@@ -17,6 +17,7 @@ from namm.cache import UnsupportedModelError, layer_kinds
 from namm.cache.loan import loan_of
 from namm.memory import NAMMConfig
 from namm.models import ModelNotFoundError
+from namm.models.gguf import first_line
 from namm.models.quantization import stored_weights
 from namm.support.tensors import SEGMENT, round_up
 
@@ -156,16 +157,17 @@ def read_config(model: str) -> PretrainedConfig:
     else:
         try:
             return AutoConfig.from_pretrained(model)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a damaged configuration fails in any way
             raise ModelNotFoundError(
                 f"no configuration of {model!r}: give a config.json, a model's folder, a hub id, or one of "
-                f"{', '.join(packaged_configs())} ({str(error).splitlines()[0]})"
+                f"{', '.join(packaged_configs())} ({first_line(error)})"
             ) from error
     try:
         values: dict[str, Any] = json.loads(text)
         return AutoConfig.for_model(values.pop("model_type"), **values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{source} is no configuration of a model that transformers knows: {error}") from error
+    except Exception as error:  # likewise
+        reason = first_line(error)
+        raise ValueError(f"{source} is no configuration of a model that transformers knows: {reason}") from error
 
 
 def without_weights(config: PretrainedConfig) -> PreTrainedModel:
@@ -178,7 +180,7 @@ def without_weights(config: PretrainedConfig) -> PreTrainedModel:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # each of its hundreds of families has its own way to fail
-        reason = str(error).partition("\n")[0].partition(" for this kind of AutoModel")[0]
+        reason = first_line(error).partition(" for this kind of AutoModel")[0]
         raise UnsupportedModelError(
             f"transformers makes no causal language model of this {type(config).__name__}: {reason}"
         ) from error

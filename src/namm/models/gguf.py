@@ -131,11 +131,13 @@ def _cache_folder() -> Path:
 
 
 def load_weights(source: str | Path, dtype: torch.dtype | str, kwargs: dict[str, Any]) -> PreTrainedModel:
+    """A causal language model by transformers, one load at a time."""
     with LOADING:
         return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **kwargs)
 
 
 def first_line(error: Exception) -> str:
+    """Of an error's message, which may go on for pages."""
     return str(error).strip().partition("\n")[0]
 
 
