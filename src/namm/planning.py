@@ -148,9 +148,9 @@ def read_config(model: str) -> PretrainedConfig:
     """See `plan`."""
     path = Path(model).expanduser()
     if path.is_file():
-        text, source = path.read_text(encoding="utf-8"), str(path)
+        text, source = path.read_bytes(), str(path)
     elif model in packaged_configs():
-        text = resources.files("namm").joinpath("data", "configs", f"{model}.json").read_text(encoding="utf-8")
+        text = resources.files("namm").joinpath("data", "configs", f"{model}.json").read_bytes()
         source = model
     elif path.suffix == ".json":
         raise ModelNotFoundError(f"there is no file {model!r}")

@@ -258,7 +258,7 @@ def _read_config(folder: Path, saved: str | None) -> NAMMConfig:
                 found = NAMMConfig.from_dict(json.loads(file.read_text(encoding="utf-8")))
                 if wanted in (None, found):
                     return found
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise MemoryFileError(f"{folder / CONFIG_FILE} is no memory configuration: {error}") from error
     raise MemoryFileError(
         f"{folder / CONFIG_FILE} is missing, or not the configuration that {WEIGHTS_FILE} was saved with: "

@@ -224,4 +224,6 @@ def _clear_errors(name: str) -> Iterator[None]:
     except ImportError as error:
         raise ValueError(f"The model '{name}' needs a package that is not installed: {first_line(error)}") from error
     except Exception as error:
+        if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+            raise  # of the caller's own
         raise ValueError(f"The model '{name}' cannot be loaded: {first_line(error)}") from error
