@@ -55,7 +55,10 @@ def run(name: str, seconds: int, found: Path) -> bool:
         flush=True,
     )
     if done.returncode:
-        print("\n".join(lines[-40:]), flush=True)
+        first = next(
+            (n for n, line in enumerate(lines) if "Uncaught Python exception" in line), max(0, len(lines) - 40)
+        )
+        print("\n".join(lines[first:]), flush=True)
     return done.returncode == 0
 
 
