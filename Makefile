@@ -4,10 +4,15 @@
 # make test-slow  the tests that take minutes
 # make lint       style, format and types
 # make bench      the speed benchmark
+# make faults     which test holds which fault that was found once
+# make mutations  break the library in one place after the other, and see that tests notice (ten minutes)
+# make fuzz       the readers of files under a fuzzer, for SECONDS=60
+# make test-lowest  the quick tests with the lowest versions that pyproject.toml names
 #
 # PYTHON chooses the interpreter that makes the environment (make setup PYTHON=python3.12);
 # VENV=$VIRTUAL_ENV uses the active environment in its place.
 
+SECONDS ?= 60
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -15,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 MODELS := $(VENV)/.models-installed
 
-.PHONY: setup demo test test-slow lint bench
+.PHONY: setup demo test test-slow test-lowest lint bench faults mutations fuzz
 
 setup: $(INSTALLED)
 
@@ -49,3 +54,13 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/speed.py
+
+faults: setup
+	$(BIN)/python tests/faults.py
+
+mutations: setup
+	$(BIN)/python tests/mutations.py
+
+fuzz: setup
+	$(PIP) install -e '.[fuzz]' -c constraints.txt
+	$(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
-from transformers import DecisionTransformerConfig, DecisionTransformerModel
+from transformers import DecisionTransformerConfig, DecisionTransformerModel, PreTrainedModel
 
 import namm
 from namm.decision import DecisionAgent, run_episode
@@ -86,3 +88,38 @@ def test_what_does_not_fit_is_named(model: DecisionTransformerModel) -> None:
         agent.act(torch.zeros(5))
     with pytest.raises(ValueError, match="knows 60 time steps"):
         agent.act(torch.zeros(5))
+
+
+@pytest.mark.fault("C20", siblings="a state or a reward of NaN, which every later action would have come from")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target": float("nan")}, "target must be a finite return"),
+        ({"scale": 0.0}, "scale must be positive, got 0.0"),
+        ({"scale": float("inf")}, "scale must be positive"),
+        ({"mean": torch.zeros(5)}, "mean and deviation of the states together"),
+        ({"mean": torch.zeros(4), "deviation": torch.ones(4)}, r"mean must be \[5\], got \[4\]"),
+        ({"mean": torch.zeros(5), "deviation": torch.tensor([1.0, 1, 0, 1, 1])}, "deviation must be positive"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(
+    model: DecisionTransformerModel, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        DecisionAgent(model, Full(), **{"target": 1.0, **settings})
+
+
+def test_what_an_environment_gives_must_be_finite(model: DecisionTransformerModel) -> None:
+    agent = DecisionAgent(model, Full(), target=1.0)
+    with pytest.raises(ValueError, match="step 0: the environment gave a state or a reward that is NaN or infinite"):
+        agent.act(torch.full((5,), torch.nan))
+    with pytest.raises(ValueError, match="step 0: the environment gave"):
+        agent.act(torch.zeros(5), reward=float("inf"))
+    with pytest.raises(ValueError, match="at least one step, not 0"):
+        run_episode(Drift(), agent, steps=0)
+    assert agent.act(torch.zeros(5)).isfinite().all(), "nothing was remembered of what was refused"
+
+
+def test_another_kind_of_model_is_named(tiny: PreTrainedModel) -> None:
+    with pytest.raises(TypeError, match="must be a DecisionTransformerModel, got LlamaForCausalLM"):
+        DecisionAgent(tiny, Full(), target=1.0)  # type: ignore[arg-type]

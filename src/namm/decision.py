@@ -6,6 +6,7 @@ what is new goes in, and what went before lives in the cache, or is forgotten.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,20 @@ class DecisionAgent:
     deviation: Tensor | None = None
 
     def __post_init__(self) -> None:
+        """Raises ValueError or TypeError for settings that mean nothing."""
+        if not hasattr(self.model, "encoder") or not hasattr(self.model.config, "state_dim"):
+            raise TypeError(f"model must be a DecisionTransformerModel, got {type(self.model).__name__}")
+        if not math.isfinite(self.target):
+            raise ValueError(f"target must be a finite return, got {self.target}")
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"scale must be positive, got {self.scale}")
+        if (self.mean is None) != (self.deviation is None):
+            raise ValueError("give mean and deviation of the states together, or neither")
+        for name, values in (("mean", self.mean), ("deviation", self.deviation)):
+            if values is not None and values.shape != (self.model.config.state_dim,):
+                raise ValueError(f"{name} must be [{self.model.config.state_dim}], got {list(values.shape)}")
+        if self.deviation is not None and not bool((self.deviation > 0).all()):
+            raise ValueError("deviation must be positive everywhere: leave out states that never change, or give 1")
         self.reset()
 
     def reset(self) -> None:
@@ -58,13 +73,16 @@ class DecisionAgent:
             reward: for the action before.
 
         Raises:
-            ValueError: for a state of another size, or an episode longer than the model has time steps.
+            ValueError: for a state of another size, a state or reward that is NaN or infinite, or an episode longer
+                than the model has time steps.
         """
         model = self.model
         config, device = model.config, model.device
         state = torch.as_tensor(state, dtype=model.dtype, device=device)
         if state.shape != (config.state_dim,):
             raise ValueError(f"the model takes states [{config.state_dim}], not {list(state.shape)}")
+        if not bool(state.isfinite().all()) or not math.isfinite(reward):
+            raise ValueError(f"step {self._step}: the environment gave a state or a reward that is NaN or infinite")
         if self._step >= config.max_ep_len:
             raise ValueError(f"the model knows {config.max_ep_len} time steps, and this episode is longer: reset()")
         if self.mean is not None and self.deviation is not None:
@@ -105,7 +123,13 @@ class Episode:
 def run_episode(
     environment: Any, agent: DecisionAgent, *, seed: int | None = None, steps: int | None = None
 ) -> Episode:
-    """One episode of a Gymnasium environment with continuous actions, until it ends or so many steps are done."""
+    """One episode of a Gymnasium environment with continuous actions, until it ends or so many steps are done.
+
+    Raises:
+        ValueError: for steps below 1; see also `DecisionAgent.act`.
+    """
+    if steps is not None and steps < 1:
+        raise ValueError(f"an episode has at least one step, not {steps}")
     agent.reset()
     state, _ = environment.reset(seed=seed)
     total, reward, done, count = 0.0, 0.0, False, 0

@@ -393,10 +393,81 @@ def test_file_that_is_no_gguf(tmp_path, gguf_file, cache):
             load_model(other)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "nonsense", "nn", torch.int64])
-def test_dtype_must_be_floating_point(dtype, gguf_file):
+@pytest.fixture
+def nothing_is_loaded(monkeypatch):
+    for auto in (namm.models.load.AutoTokenizer, AutoModelForCausalLM):
+        monkeypatch.setattr(auto, "from_pretrained", lambda *args, **kwargs: pytest.fail("it began to load"))
+
+
+@pytest.mark.fault("C18", siblings="every source had its own idea of dtypes; short names were accepted by none")
+@pytest.mark.parametrize("dtype", ["int8", "nonsense", "nn", "load", torch.int64, None])
+@pytest.mark.parametrize("source", ["file", "folder", "hub"])
+def test_dtype_must_be_floating_point(dtype, source, gguf_file, folder, nothing_is_loaded):
+    name = {"file": gguf_file, "folder": folder, "hub": "some-org/some-model"}[source]
     with pytest.raises(ValueError, match="dtype must be"):
-        load_model(gguf_file, dtype=dtype)
+        load_model(name, dtype=dtype)
+
+
+@pytest.mark.fault("C18")
+def test_short_names_of_dtypes(folder, gguf_file):
+    for name, dtype in {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}.items():
+        assert load_model(folder, dtype=name)[0].dtype == dtype
+    assert load_model(gguf_file, dtype="bf16")[0].dtype == torch.bfloat16
+
+
+@pytest.mark.fault("C18", siblings="device_map, a device beyond the last, a device that torch does not know")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "cuda"}, "there is no cuda device here"),
+        ({"device": torch.device("cuda", 1)}, "there is no cuda device here"),
+        ({"device_map": "cuda"}, "there is no cuda device here"),
+        ({"device": "nowhere"}, "device 'nowhere' is none that torch knows"),
+        ({"device": "cpu:x"}, "device 'cpu:x' is none that torch knows"),
+    ],
+)
+def test_a_device_that_is_not_there(options, message, folder, nothing_is_loaded, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_model(folder, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_device_beyond_the_last(folder, nothing_is_loaded, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="there is no device cuda:2: cuda devices here end at 1"):
+        load_model(folder, device="cuda:2")
+
+
+@pytest.mark.fault("C18", siblings="AWQ and compressed-tensors likewise, and tokenizers whose package is missing")
+@pytest.mark.parametrize(
+    ("method", "package"), [("gptq", "optimum"), ("awq", "gptqmodel"), ("compressed-tensors", "compressed-tensors")]
+)
+def test_a_quantisation_without_its_package(method, package, folder):
+    if importlib.util.find_spec(package.replace("-", "_")):
+        pytest.skip(f"{package} is installed")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, "bits": 4, "group_size": 128}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"needs a package that is not installed: .*pip install {package}") as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "3", "{}", '{"model_type": "llama", "hidden_size": "x"}', '{"model_type": ["llama"]}']
+)
+def test_a_folder_with_a_broken_configuration(content, folder):
+    (folder / "config.json").write_text(content)
+    with pytest.raises((ValueError, ModelNotFoundError)):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": 3}'])
+def test_a_folder_with_a_broken_tokenizer(content, folder):
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises((ValueError, ModelNotFoundError)):
+        load_model(folder)
 
 
 @pytest.mark.model

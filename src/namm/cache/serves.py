@@ -29,7 +29,11 @@ def layer_kinds(config: PretrainedConfig, name: str) -> tuple[list[str], list[di
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{name} is an encoder-decoder; a MemoryCache serves decoder-only models")
     text: Any = config.get_text_config(decoder=True)
-    if getattr(text, "kv_lora_rank", None):
+    try:
+        latent = any(getattr(layer, "kv_lora_rank", None) for layer in text.per_layer_config)
+    except AttributeError:
+        raise UnsupportedModelError(f"{name} has no configuration of a language model's layers") from None
+    if latent:
         raise UnsupportedModelError(
             f"{name} has multi-head latent attention, which caches one compressed form for all heads; a MemoryCache "
             "forgets keys and values of single heads"
@@ -45,4 +49,6 @@ def layer_kinds(config: PretrainedConfig, name: str) -> tuple[list[str], list[di
         raise UnsupportedModelError(
             f"{name} has no full-attention layer to forget in (its layers: {sorted(set(types))})"
         )
+    if not getattr(text.per_layer_config[0], "num_attention_heads", None):  # xLSTM, RWKV
+        raise UnsupportedModelError(f"{name} has no attention heads, and so nothing to forget")
     return types, arguments

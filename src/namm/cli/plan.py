@@ -57,6 +57,7 @@ def plan(
         f"{found.layers} layers that forget, {found.heads} KV heads of {found.width}"
         + (f", {len(found.windows)} with sliding windows" if found.windows else "")
         + (f", {found.other_layers} of other kinds, not counted" if found.other_layers else "")
+        + (f" ({found.quantised})" if found.quantised else "")
     )
     rows = [
         (

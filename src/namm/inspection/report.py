@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from namm.inspection.table import ClassShare
-from namm.inspection.trace import Inspection
+if TYPE_CHECKING:
+    from namm.inspection.table import ClassShare
+    from namm.inspection.trace import Inspection
 
 LEVELS = 127  # to which scores are rounded: the largest is this
 

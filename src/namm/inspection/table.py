@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from namm.evaluation import mean_interval
 from namm.inspection.classes import CODE_CLASSES, PROSE_CLASSES
 from namm.inspection.trace import Inspection
 from namm.support.plotting import pyplot
+from namm.support.statistics import mean_interval
 from namm.tasks.documents import Kind
 
 FEWEST = 5  # tokens of a class that a unit must be expected to keep, to count

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from namm.cache import MemoryCache
 from namm.cache.stats import CacheStats
+from namm.inspection.report import report_page
 from namm.memory import NAMM
 from namm.policies import NAMMPolicy, Policy
 from namm.policies.base import Head
@@ -80,8 +81,6 @@ class Inspection:
 
     def _repr_html_(self) -> str:
         """The report, for notebooks."""
-        from namm.inspection.report import report_page  # it stands above
-
         page = escape(report_page([self]), quote=True)
         return f'<iframe srcdoc="{page}" style="width:100%;height:720px;border:0"></iframe>'
 

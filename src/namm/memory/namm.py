@@ -251,16 +251,24 @@ def _read_config(folder: Path, saved: str | None) -> NAMMConfig:
     Weights carry the one they were saved with. If ``config.json`` differs from it, saving was interrupted after the
     weights, and the new file still lies beside the old one; or it was edited.
     """
-    try:
-        wanted = None if saved is None else NAMMConfig.from_dict(json.loads(saved))
-        for file in (folder / CONFIG_FILE, folder / f"{CONFIG_FILE}.partial"):
-            if file.exists() or wanted is None:
-                found = NAMMConfig.from_dict(json.loads(file.read_text(encoding="utf-8-sig")))
-                if wanted in (None, found):
-                    return found
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise MemoryFileError(f"{folder / CONFIG_FILE} is no memory configuration: {error}") from error
+    wanted = None if saved is None else _parse_config(saved, f"what {folder / WEIGHTS_FILE} was saved with")
+    for file in (folder / CONFIG_FILE, folder / f"{CONFIG_FILE}.partial"):
+        if file.exists() or wanted is None:
+            try:
+                text = file.read_text(encoding="utf-8-sig")
+            except (OSError, ValueError) as error:
+                raise MemoryFileError(f"{file} is no memory configuration: {error}") from error
+            found = _parse_config(text, str(file))
+            if wanted in (None, found):
+                return found
     raise MemoryFileError(
         f"{folder / CONFIG_FILE} is missing, or not the configuration that {WEIGHTS_FILE} was saved with: "
         "copy both from one source; another configuration is set in Python and saved with `save_pretrained`"
     )
+
+
+def _parse_config(text: str, source: str) -> NAMMConfig:
+    try:
+        return NAMMConfig.from_dict(json.loads(text))
+    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise MemoryFileError(f"{source} is no memory configuration: {error}") from error

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import shutil
-import struct
 import tempfile
 import threading
 import warnings
@@ -21,17 +20,13 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from namm.models.gguf_head import check_head
+
 logger = logging.getLogger(__name__)
 
-GGUF_MAGIC = b"GGUF"
 MANIFEST = "manifest.json"
 # transformers patches its own classes while it loads, so that two threads loading at once leave later models broken.
 LOADING = threading.Lock()
-
-
-def is_gguf(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
 
 
 @contextmanager
@@ -51,7 +46,7 @@ def converted(name: str, pieces: Sequence[Path], dtype: torch.dtype) -> Iterator
             warnings.warn(
                 f"The converted copy of '{name}' cannot be kept in {copy.parent} ({first_line(error)}), so every "
                 "load converts it again; set NAMM_CACHE to a folder that can be written.",
-                stacklevel=5,
+                stacklevel=6,
             )
             copy = Path(passing)
             _convert(pieces, dtype, copy)
@@ -80,11 +75,12 @@ def _convert(pieces: Sequence[Path], dtype: torch.dtype, folder: Path) -> None:
     """Write the GGUF model as a plain transformers model with weights of `dtype`, and its tokenizer, to `folder`."""
     with _joined(pieces) as path:
         try:
+            check_head(path)
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
             # Without dequantize some quantisation types stay packed and compute in float32.
             unpack = GgufConfig(dequantize=True)
             model = load_weights(path.parent, dtype, {"gguf_file": path.name, "quantization_config": unpack})
-        except (KeyError, ValueError, struct.error) as error:
+        except Exception as error:  # what a reader stumbles over in a damaged file may be anything
             raise ValueError(
                 f"{pieces[0]} cannot be read as a GGUF model: it is damaged, or of an architecture that transformers "
                 f"{transformers.__version__} does not know ({first_line(error)})."
@@ -135,11 +131,13 @@ def _cache_folder() -> Path:
 
 
 def load_weights(source: str | Path, dtype: torch.dtype | str, kwargs: dict[str, Any]) -> PreTrainedModel:
+    """A causal language model by transformers, one load at a time."""
     with LOADING:
         return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **kwargs)
 
 
 def first_line(error: Exception) -> str:
+    """Of an error's message, which may go on for pages."""
     return str(error).strip().partition("\n")[0]
 
 

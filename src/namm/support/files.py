@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,9 @@ def load_saved(path: Path) -> Any:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError):
+    except OSError:
+        raise
+    except Exception:  # torch's reader of pickles fails in any way
         raise ValueError(f"{path} is cut short or damaged: delete it and start again, it is then made anew") from None
 
 
@@ -62,7 +63,7 @@ def read_json(path: Path) -> Any:
     """Raises ValueError naming the file, if it is no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{path} is cut short or damaged: delete it, or put back the file it was") from None
 
 

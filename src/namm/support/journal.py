@@ -40,7 +40,7 @@ class Journal:
             try:
                 row = json.loads(line)
                 self.rows[row["key"]] = row
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 self._refuse(number)
         torn = content[len(whole) :]
         if torn:
