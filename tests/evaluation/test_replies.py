@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from namm import NAMM, NAMMConfig
+from namm.evaluation import replies
 from namm.evaluation.replies import Prompt, reply
 from namm.policies import H2O, Full, NAMMPolicy
+from namm.tasks.answering import read
 
 MEMORY = NAMM(NAMMConfig(update_interval=32))
 
@@ -62,3 +64,26 @@ def test_the_middle_of_the_context_goes() -> None:
     assert torch.equal(cut.question, long.question)
     with pytest.raises(ValueError, match="question of 10 tokens"):
         long.cut_in_the_middle(10)
+
+
+def test_what_a_reply_costs(tiny, ids, characters, monkeypatch) -> None:
+    """Bytes with the memory's own state, of the whole batch; the clock's seconds, shared by the prompts."""
+    prompts = [prompt(ids, 130), prompt(ids[:, 20:], 75)]
+    stats = read(tiny, [each.context for each in prompts], NAMMPolicy(MEMORY)).stats
+    clock = iter([100.0, 106.0])
+    monkeypatch.setattr(replies.time, "perf_counter", lambda: next(clock))
+    found = reply(tiny, characters, prompts, NAMMPolicy(MEMORY), new_tokens=2)
+    assert [each.seconds for each in found] == [3.0, 3.0]
+    assert [each.held_fraction for each in found] == [stats.held_bytes / stats.full_bytes] * 2
+    assert stats.held_bytes > stats.kv_bytes
+
+
+def test_special_tokens_are_no_text(reader) -> None:
+    class Ended:
+        pad_token_id = eos_token_id = 0
+
+        def decode(self, ids: torch.Tensor, skip_special_tokens: bool) -> str:
+            return "said" + "<end>" * (not skip_special_tokens)
+
+    asked = Prompt(torch.arange(97, 120), torch.arange(97, 100))
+    assert reply(reader, Ended(), [asked], Full(), new_tokens=2)[0].text == "said"  # type: ignore[arg-type]

@@ -178,6 +178,10 @@ def test_a_batch_gives_the_rows_of_single_runs(reader, characters, request_) -> 
         return sorted([row[name] for name in key] for row in rows)
 
     assert chosen(alone) == chosen(together)
+    likely = evaluation(reader, characters, config=config).run([LIKELY], request_)
+    assert chosen(evaluation(reader, characters, config=replace(config, batch=2)).run([LIKELY], request_)) == chosen(
+        likely
+    )
 
 
 def test_a_task_without_data_is_skipped_with_a_line(reader, characters, request_) -> None:

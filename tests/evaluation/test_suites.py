@@ -8,6 +8,7 @@ import pytest
 from namm.evaluation.benchmarks.base import Request
 from namm.evaluation.benchmarks.metrics import METRICS
 from namm.evaluation.suites import SUITES, TASKS, find_tasks
+from namm.tasks import packaged_prose, pass_key
 from namm.tasks.metrics import LIKELIHOOD
 
 
@@ -26,6 +27,15 @@ def test_a_task_named_twice_is_run_once() -> None:
 def test_an_unknown_name_is_refused(name, hint) -> None:
     with pytest.raises(ValueError, match=hint):
         find_tasks([name])
+
+
+def test_samples_of_a_generated_task_are_those_of_consecutive_seeds(characters) -> None:
+    request = Request(characters, text=tuple(packaged_prose("heldout")), tokens=600, samples=2, seed=4)
+    found = [
+        (question.context, question.question, question.answers) for question in TASKS["pass_key"].questions(request)
+    ]
+    samples = [pass_key(request.text, characters, tokens=600, seed=seed) for seed in (4, 5)]
+    assert found == [(sample.context, sample.question, (sample.answer,)) for sample in samples]
 
 
 def test_a_file_of_ones_own_is_a_task(tmp_path, characters) -> None:

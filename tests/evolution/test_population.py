@@ -137,6 +137,8 @@ def test_an_answer_that_goes_on_is_another(reader, characters, memory, flats, mo
     assert score(reader, characters, memory, work(flats, "exact")) is None
     said = torch.tensor([list(b" the mat.")])
     assert [each.value for each in score(reader, characters, memory, work(flats, "exact"))] == [1.0] * len(flats)
+    said = torch.tensor([list(b"hat mat ")])  # an f1 of 2/3 for all, and so as good as the full cache
+    assert [each.value for each in score(reader, characters, memory, work(flats, "f1"))] == [1.0] * len(flats)
 
 
 def test_an_answer_ends_where_the_model_ends_it(reader, characters, memory, flats, monkeypatch) -> None:

@@ -61,6 +61,12 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path) -> None:
     assert [document.text for document in read_documents(tmp_path)] == ["A text.", "A text."]
 
 
+def test_a_file_that_is_not_there_is_named(tmp_path) -> None:
+    for path in (tmp_path, tmp_path / "none.jsonl"):
+        with pytest.raises(FileNotFoundError, match=f"^{re.escape(str(path))}: no such file$"):
+            next(json_lines(path))
+
+
 def test_one_answer_may_stand_alone(tmp_path) -> None:
     file = tmp_path / "mine.jsonl"
     forms = ({"answers": "Ann"}, {"answers": None, "answer": "Ann"}, {"answers": [], "outputs": ["Ann", ""]})

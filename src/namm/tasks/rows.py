@@ -17,7 +17,10 @@ def read_utf8(file: Path | zipfile.Path) -> str:
 
     Raises:
         ValueError: naming the byte that is not UTF-8.
+        FileNotFoundError: if there is no such file.
     """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file")
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
