@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+import namm.cli.common
 from namm.cli import app
 from namm.evaluation.suites import SUITES, TASKS, find_tasks
 
@@ -81,6 +83,16 @@ def test_wrong_input_is_one_clear_error(tmp_path: Path, memory: str, arguments, 
     result = run(*arguments, "--memory", memory)
     assert result.exit_code == 1 and message in result.output.replace("\n", " "), result.output
     assert not list(tmp_path.glob("out/results.jsonl"))
+
+
+@pytest.mark.fault("C17", siblings="the extras of evolve and of inspect --classes")
+@pytest.mark.parametrize("package", ["matplotlib", "rouge"])
+def test_a_missing_extra_is_named_before_a_model_is_loaded(tmp_path, memory, file, package, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(namm.cli.common, "load", lambda *arguments: pytest.fail("the model was loaded"))
+    result = run(tmp_path / "out", "--task", f"file:{file}", "--metric", "rouge_l", "--memory", memory)
+    assert result.exit_code == 1 and f"this needs {package}: pip install 'namm[eval]'" in result.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_suites_are_made_of_tasks() -> None:

@@ -58,16 +58,14 @@ def evaluate(
         raise ValueError("name what to evaluate: --suite offline, or --task NAME (--list prints them)")
     models = model or [options.DEFAULT_MODEL]
 
-    from namm.support.extras import require
     from namm.support.runs import check_output, claim
 
     files = [name.removeprefix("file:") for name in task or () if name.startswith("file:")]
     check_output(output, inputs=[*models, memory, data, *(text or ()), *files])
-    require(["matplotlib"], "eval")
 
     from namm.evaluation.benchmarks.base import Request
     from namm.evaluation.plots import plot_grid, plot_scores
-    from namm.evaluation.run import EvalConfig, Evaluation
+    from namm.evaluation.run import EvalConfig, Evaluation, prepare
     from namm.evaluation.suites import find_tasks
     from namm.evaluation.table import HEADINGS, cells, lines, markdown
     from namm.memory import NAMM
@@ -77,6 +75,7 @@ def evaluate(
     from namm.tasks import heldout_documents, read_documents
 
     tasks = find_tasks([*(suite or ()), *(task or ())], metric)
+    prepare(tasks, plots=True)
     configs = [
         EvalConfig(
             name,

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from namm.evolution.config import EvolveConfig, Stage
 from namm.support.fingerprints import fingerprint
 from namm.tasks import Document, Sample, packaged_prose, read_documents, split_documents, standard_library_documents
+from namm.tasks.encode import encode
 from namm.tasks.longbench import longbench_samples
 from namm.tasks.metrics import check_metric
 from namm.tasks.registry import GENERATORS
@@ -76,7 +77,7 @@ class SampleSource:
         texts += [
             sample.prompt + sample.answer for splits in self.fixed.values() for own in splits.values() for sample in own
         ]
-        read = [self.tokenizer(text[:1000], add_special_tokens=False)["input_ids"] for text in texts[:10]]
+        read = [encode(self.tokenizer, text[:1000]).tolist() for text in texts[:10]]
         return fingerprint(texts, read)
 
     def _middle_cut(self, sample: Sample, tokens: int) -> Sample:
