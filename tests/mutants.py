@@ -27,6 +27,7 @@ RULE_MUTANTS = "tests/policies/test_rule_mutants.py"
 LEARNING = "tests/learning/test_learning_mutants.py"
 REFINE = "tests/learning/test_refine.py"
 LESSONS = "tests/learning/test_lessons.py"
+TABLES = "tests/evaluation/test_evaluation_mutants.py"
 DISTIL = "tests/learning/test_distil.py"
 
 MUTATIONS = [
@@ -244,21 +245,21 @@ MUTATIONS = [
         "evaluation/table.py",
         'if row["sample"] in full]',
         "if full]",
-        ("tests/evaluation",),
+        (TABLES,),
     ),
     Mutation(
         "an average over tasks counts a task that has no full cache",
         "evaluation/table.py",
         "if not math.isnan(line.relative)]",
         "]",
-        ("tests/evaluation",),
+        (TABLES,),
     ),
     Mutation(
         "rules are compared with the memory, not with the full cache",
         "evaluation/comparison.py",
         "other.loss - full.loss",
         "other.loss - own.loss",
-        ("tests/evaluation",),
+        (TABLES,),
     ),
     Mutation(
         "a failed candidate is as good as the best",

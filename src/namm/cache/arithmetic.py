@@ -15,6 +15,7 @@ QUERY_TILE = 128  # queries whose probabilities are held at once; larger tiles f
 
 
 def bounded(logits: Tensor, softcap: float | None) -> Tensor:
+    """Logits, softly bound to plus and minus a softcap if there is one."""
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 

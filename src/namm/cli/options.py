@@ -21,6 +21,8 @@ REFINE_BOUNDS, REFINE_RECALL = "300,300,100", 1.0
 
 
 class Dtype(StrEnum):
+    """Of weights and cache."""
+
     AUTO = "auto"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"

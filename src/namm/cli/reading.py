@@ -37,6 +37,7 @@ def ask(question: str) -> str:
 
 
 def has_chat(tokenizer: Any) -> bool:
+    """Whether the model was trained to chat."""
     return bool(getattr(tokenizer, "chat_template", None))
 
 

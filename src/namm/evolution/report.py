@@ -56,6 +56,7 @@ def plot(outcome: Outcome, config: EvolveConfig, path: Path) -> None:
 
 
 def finite_fitness(generation: Generation) -> list[float]:
+    """Of the candidates that did not fail."""
     return [value for value in generation.fitness if math.isfinite(value)]
 
 
