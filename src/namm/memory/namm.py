@@ -151,7 +151,7 @@ class NAMM:
         return replace(self, flat=self.flat.to(device), mean=self.mean.to(device), variance=self.variance.to(device))
 
     def features(self, spectrogram: Tensor, ages: Tensor) -> Tensor:
-        """What the network sees of every token: age features, then the spectrogram's (GOLDEN 3.6).
+        """What the network sees of every token: age features, then the spectrogram's (docs/mathematics.md, 4 and 5).
 
         Args:
             spectrogram: ``[..., tokens, len(ema), bins]`` averaged magnitudes.
