@@ -38,13 +38,15 @@ def main() -> None:
     arguments.model, arguments.memory = config.model, config.start
     model, tokenizer = namm.load_model(config.model, device=arguments.device)
     setup = Setup(model, tokenizer, starting_memory(config.start))
-    results = Measurements(arguments, made_with(arguments, setup))
+    made = made_with(arguments, setup)
+    results = Measurements(arguments, made)
     scorer = in_process(model, tokenizer, setup.memory)
     for seed in arguments.seeds:
         for strategy in arguments.strategies:
             settings = replace(config, seed=seed, strategy=strategy)
             source = SampleSource.read(settings, tokenizer)
-            outcome = Evolution(settings, setup.memory, source, scorer, arguments.output / f"{strategy}-{seed}").run()
+            folder, own = arguments.output / f"{strategy}-{seed}", made["model"]["fingerprint"]
+            outcome = Evolution(settings, setup.memory, source, scorer, folder, model=own).run()
             found: Row = {
                 "candidates": sum(len(generation.fitness) for generation in outcome.history),
                 "start": asdict(outcome.start),
