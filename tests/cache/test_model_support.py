@@ -217,7 +217,7 @@ def table() -> str:
     return "\n".join([BEGIN, "| | families |", "| --- | --- |", *lines, END])
 
 
-def test_the_readme_says_so() -> None:
+def test_the_documents_say_so() -> None:
     assert table() in PAGE.read_text(), "the list is out of date: python tests/cache/test_model_support.py"
 
 

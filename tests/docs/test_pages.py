@@ -114,7 +114,7 @@ def test_the_site_builds(tmp_path: Path) -> None:
     assert built.returncode == 0, built.stderr
     reference = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
     assert 'id="namm.MemoryCache.settle"' in reference
-    assert 'id="namm.policies.Policy.update_interval"' in reference
+    assert 'id="namm.policies.Policy.observe"' in reference
 
 
 def test_every_document_is_in_the_site() -> None:

@@ -74,11 +74,11 @@ def test_speed_is_the_median_of_ratios_within_a_repetition_and_the_range_seen() 
 def test_right_answers_are_counted() -> None:
     rows = [
         {"task": "pass_key", "tokens": 1024, "policy": "namm", "aim": 0.5, "kept_fraction": 0.5}
-        | {"correct": right, "log_probability": value}
+        | {"correct": right, "log_probability": value, "held_bytes": 3, "full_bytes": 4}
         for right, value in ((True, -0.25), (False, -1.25))
     ]
     # deviation 0.7071, t of one degree of freedom 12.706
-    expected = "| pass key | 1,024 | namm | 0.500 | 1 of 2 | -0.75 ± 6.35 |"
+    expected = "| pass key | 1,024 | namm | 0.500 | 0.75 | 1 of 2 | -0.75 ± 6.35 |"
     assert render.recall_table({"rows": rows}).splitlines()[-1] == expected
 
 
