@@ -30,12 +30,13 @@ from namm.support.journal import Journal, Row
 RESULTS = Path(__file__).with_name("results")
 
 
-def parser(description: str | None, name: str) -> argparse.ArgumentParser:
-    """The options that every benchmark has; `name` is that of its results."""
+def parser(description: str | None, name: str, model: bool = True) -> argparse.ArgumentParser:
+    """The options that every benchmark has; `name` is that of its results, `model` is False where none is loaded."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--model", default="smollm2-135m", help="shipped name, hub id, folder or .gguf file")
-    made.add_argument("--memory", default="smollm2-135m", help="shipped name, folder or hub id")
-    made.add_argument("--device", help="where the model runs, for example cuda")
+    if model:
+        made.add_argument("--model", default="smollm2-135m", help="shipped name, hub id, folder or .gguf file")
+        made.add_argument("--memory", default="smollm2-135m", help="shipped name, folder or hub id")
+        made.add_argument("--device", help="where the model runs, for example cuda")
     made.add_argument("--quick", action="store_true", help="little of everything, to see that it works")
     made.add_argument("--json", type=Path, default=RESULTS / f"{name}.json", help="file to write (%(default)s)")
     return made

@@ -153,10 +153,54 @@ def speed_table(found: Row) -> str:
 
 
 def startup_table(found: Row) -> str:
-    return markdown_table(
-        ("program", "n", "seconds, median (range)"),
-        [(f"`{row['program']}`", str(len(row["seconds"])), middle(row["seconds"], ".3f")) for row in found["rows"]],
-    )
+    """Seconds of each program, and how they compare to what they start from, within a repetition."""
+    rows = found["rows"]
+    seconds = {name: [row["seconds"] for row in select(rows, program=name)] for name in unique(rows, "program")}
+    lines = [(f"`{name}`", str(len(values)), middle(values, ".3f")) for name, values in seconds.items()]
+
+    def compare(one: str, sign: str, other: str, form: str) -> None:
+        pairs = zip(seconds[one], seconds[other], strict=True)
+        values = [mine / its if sign == "/" else mine - its for mine, its in pairs]
+        lines.append((f"`{one}` {sign} `{other}`", str(len(values)), middle(values, form)))
+
+    compare("import namm", "/", "import torch", ".3f")
+    compare("namm --help", "-", "python -c pass", ".3f")
+    return markdown_table(("program", "n", "seconds (or a ratio), median and range"), lines)
+
+
+def search_table(found: Row) -> str:
+    rows = found["rows"]
+    lines = []
+    for strategy in unique(rows, "strategy"):
+        own = select(rows, strategy=strategy)
+        start, final = ([row[end]["fitness"] for row in own] for end in ("start", "final"))
+        gains = [after - before for before, after in zip(start, final, strict=True)]
+        counts = "/".join(str(count) for count in unique(own, "candidates"))
+        cells = (interval(start, ".3f"), interval(final, ".3f"), interval(gains, "+.3f"))
+        lines.append((strategy, counts, str(len(own)), *cells))
+    return markdown_table(("search", "candidates", "n", "fitness before", "fitness after", "gain"), lines)
+
+
+def population_table(found: Row) -> str:
+    rows = found["rows"]
+    lines = []
+    for tokens in unique(rows, "tokens"):
+        own = select(rows, tokens=tokens)
+        ratios = [row["one_by_one_seconds"] / row["batched_seconds"] for row in own]
+        lines.append((f"{tokens:,}", str(own[0]["population"]), str(len(own)), middle(ratios)))
+    return markdown_table(("tokens", "members", "n", "times as fast in one batch, median and range"), lines)
+
+
+def page_table(found: Row) -> str:
+    def seconds(row: Row, name: str) -> str:
+        return f"{row[name]:.2f}" if name in row else ""
+
+    lines = [
+        (f"{row['tokens']:,}", f"{row['seconds']:.0f}", f"{row['bytes'] / 2**20:.2f}")
+        + (seconds(row, "first_paint_seconds"), seconds(row, "usable_seconds"))
+        for row in found["rows"]
+    ]
+    return markdown_table(("tokens", "made in s", "MiB", "first paint s", "usable s"), lines)
 
 
 def window_table(found: Row) -> str:
@@ -226,6 +270,19 @@ SECTIONS: tuple[tuple[str, str, str, Table], ...] = (
         "(NTK-aware); in brackets the fraction kept. One text, so there is no interval.",
         window_table,
     ),
+    (
+        "search",
+        "Evolution beside random search",
+        "From one start, on test samples that nothing was chosen by; n seeds.",
+        search_table,
+    ),
+    (
+        "evolution",
+        "A population in one batch",
+        "Candidates of an evolution scored together, beside one by one.",
+        population_table,
+    ),
+    ("page", "The page of `namm inspect`", "In Chromium without a window; one run.", page_table),
 )
 
 

@@ -23,12 +23,20 @@ def run(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object) -> Non
 
 @pytest.mark.parametrize(
     ("script", "table"),
-    [("loss", "loss_table"), ("recall", "recall_table"), ("speed", "speed_table"), ("window", "window_table")],
+    [
+        ("loss", "loss_table"),
+        ("recall", "recall_table"),
+        ("speed", "speed_table"),
+        ("window", "window_table"),
+        ("evolution", "population_table"),
+        ("page", "page_table"),
+    ],
 )
 def test_a_benchmark_writes_what_its_table_needs(
     script: str, table: str, reader_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "found.json"
+    monkeypatch.setenv("PATH", "")  # no browser
     run(monkeypatch, f"{script}.py", "--quick", "--model", reader_folder, "--json", file)
     found = json.loads(file.read_text(encoding="utf-8"))
     assert found["command"].startswith(f"python benchmarks/{script}.py --quick")
@@ -37,13 +45,11 @@ def test_a_benchmark_writes_what_its_table_needs(
     assert render.origin(found).count("weights") == 2
 
 
-@pytest.mark.parametrize("script", ["evolution", "page"])
-def test_the_other_benchmarks_run(
-    script: str, reader_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", "")  # no browser
-    run(monkeypatch, f"{script}.py", "--quick", "--model", reader_folder, "--json", tmp_path / "found.json")
-    assert json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["rows"]
+def test_starting_is_measured_without_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, "startup.py", "--quick", "--json", tmp_path / "found.json")
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert "`import namm` / `import torch`" in render.startup_table(found)
+    assert "weights" not in render.origin(found)
 
 
 def test_a_search_starts_every_strategy_alike(
@@ -61,6 +67,7 @@ def test_a_search_starts_every_strategy_alike(
     assert [row["strategy"] for row in rows] == ["cma-separable", "random"]
     assert rows[0]["start"] == rows[1]["start"]
     assert {row["candidates"] for row in rows} == {2}
+    assert render.search_table({"rows": rows}).splitlines()[-1].startswith("| random | 2 | 1 |")
 
 
 def test_a_benchmark_that_was_stopped_goes_on(tmp_path: Path) -> None:
