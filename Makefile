@@ -8,6 +8,8 @@
 # make mutations  break the library in one place after the other, and see that tests notice (ten minutes)
 # make fuzz       the readers of files under a fuzzer, for SECONDS=60
 # make test-lowest  the quick tests with the lowest versions that pyproject.toml names
+# make docs       the documents as a site, in build/site
+# make results    docs/results.md, and the tables of README and card, from the measurements in benchmarks/results
 #
 # PYTHON chooses the interpreter that makes the environment (make setup PYTHON=python3.12);
 # VENV=$VIRTUAL_ENV uses the active environment in its place.
@@ -20,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 MODELS := $(VENV)/.models-installed
 
-.PHONY: setup demo test test-slow test-lowest lint bench faults mutations fuzz
+.PHONY: setup demo test test-slow test-lowest lint bench docs results faults mutations fuzz
 
 setup: $(INSTALLED)
 
@@ -64,3 +66,9 @@ mutations: setup
 fuzz: setup
 	$(PIP) install -e '.[fuzz]' -c constraints.txt
 	$(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS)
+
+docs: setup
+	$(BIN)/mkdocs build --strict
+
+results: setup
+	$(BIN)/python benchmarks/render.py

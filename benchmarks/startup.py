@@ -1,15 +1,16 @@
-"""What starting costs, in processes of their own, run in turn: medians and the range seen.
+"""What starting costs, in processes of their own, run in turn.
 
 python benchmarks/startup.py [--repeats 7]
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import subprocess
 import sys
 import time
+from functools import partial
+
+from measuring import Measurements, parser, surroundings
 
 PROGRAMS = {
     "python -c pass": ["-c", "pass"],
@@ -20,40 +21,29 @@ PROGRAMS = {
     "namm --help": ["-m", "namm", "--help"],
     "namm generate --help": ["-m", "namm", "generate", "--help"],
 }
+COMPARED = ("python -c pass", "import torch", "import namm", "namm --help")  # in the table
 
 
-def seconds(arguments: list[str]) -> float:
+def seconds(arguments: list[str]) -> dict[str, float]:
     started = time.perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - started
+    return {"seconds": time.perf_counter() - started}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7)
-    arguments = parser.parse_args()
-    taken: dict[str, list[float]] = {name: [] for name in PROGRAMS}
-    for repeat in range(arguments.repeats + 1):
-        for name, program in PROGRAMS.items():
-            spent = seconds(program)
-            if repeat:  # the first only fills the file cache
-                taken[name].append(spent)
-    for name, times in taken.items():
-        print(f"{name:30} {statistics.median(times):6.3f} s ({min(times):.3f} to {max(times):.3f})")
-
-    def difference(one: str, other: str) -> float:
-        return statistics.median(a - b for a, b in zip(taken[one], taken[other], strict=True))
-
-    def ratio(one: str, other: str) -> float:
-        return statistics.median(a / b for a, b in zip(taken[one], taken[other], strict=True))
-
-    print(f"import namm / import torch: {ratio('import namm', 'import torch'):.3f} (at most 1.15)")
-    print(
-        "namm.MemoryCache / transformers.PreTrainedModel: "
-        f"{ratio('namm.MemoryCache', 'transformers.PreTrainedModel'):.3f}"
-    )
-    for name in ("namm --help", "namm generate --help"):
-        print(f"{name} - python -c pass: {difference(name, 'python -c pass'):.3f} s (at most 1)")
+    options = parser(__doc__, "startup", model=False)
+    options.add_argument("--repeats", type=int, default=7)
+    arguments = options.parse_args()
+    programs = PROGRAMS
+    if arguments.quick:
+        arguments.repeats, programs = 1, {name: PROGRAMS[name] for name in COMPARED}
+    results = Measurements(arguments, surroundings())
+    for program in programs.values() if not arguments.quick else ():
+        seconds(program)  # fills the file cache
+    for repeat in range(arguments.repeats):
+        for name, program in programs.items():
+            results.row(partial(seconds, program), program=name, repeat=repeat)
+    results.write()
 
 
 if __name__ == "__main__":

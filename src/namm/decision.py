@@ -30,7 +30,8 @@ class DecisionAgent:
         policy: what is remembered; three tokens are added a step (action before, return to go, state).
         target: the return to ask for, in the environment's rewards.
         scale: what returns are divided by, as in training.
-        mean, deviation: of the states in training, ``[state_dim]``; None: states go in as they are.
+        mean: of the states in training, ``[state_dim]``; None: states go in as they are.
+        deviation: likewise, given together with `mean`.
         cache: of the episode so far.
     """
 

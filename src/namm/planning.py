@@ -29,10 +29,12 @@ class Plan:
     """Sizes in bytes for one model, dtype, batch and memory; the methods take a context and a fraction kept.
 
     Attributes:
-        parameters: of the model. weights: their bytes as they are stored.
+        parameters: of the model.
+        weights: their bytes as they are stored.
         quantised: how quantised weights were counted; empty where none are.
         layers: layers that forget, each with `heads` KV heads and `query_heads` heads.
-        width: of a head's key. value_width: of its value.
+        width: of a head's key.
+        value_width: of its value.
         windows: tokens that each sliding-window layer holds at most.
         window_numbers: how many numbers keys and values of one token are in each of these.
         other_layers: of other kinds, not counted.

@@ -1,6 +1,6 @@
 """Which of transformers' families are served: each exactly, or refused with its reason before a token is generated.
 
-python tests/cache/test_model_support.py     # write the table of the README
+python tests/cache/test_model_support.py     # write the table of docs/models.md
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from transformers.generation.streamers import BaseStreamer
 import namm
 from namm.policies import Full, Streaming
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- model support: begin -->", "<!-- model support: end -->"
 SMALL = {
     "vocab_size": 128,
@@ -198,7 +198,7 @@ def test_a_family_is_refused_before_a_token_is_generated(family: Family) -> None
 
 
 def table() -> str:
-    """What these tests show, for the README."""
+    """What these tests show, for docs/models.md."""
     short = {
         NO_INTERFACE: "no attention interface",
         KEYS_CHANGED: "cached keys are transformed",
@@ -217,10 +217,10 @@ def table() -> str:
     return "\n".join([BEGIN, "| | families |", "| --- | --- |", *lines, END])
 
 
-def test_the_readme_says_so() -> None:
-    assert table() in README.read_text(), "the list is out of date: python tests/cache/test_model_support.py"
+def test_the_documents_say_so() -> None:
+    assert table() in PAGE.read_text(), "the list is out of date: python tests/cache/test_model_support.py"
 
 
 if __name__ == "__main__":
-    text = README.read_text()
-    README.write_text(text[: text.index(BEGIN)] + table() + text[text.index(END) + len(END) :])
+    text = PAGE.read_text()
+    PAGE.write_text(text[: text.index(BEGIN)] + table() + text[text.index(END) + len(END) :])

@@ -31,7 +31,8 @@ class EvalConfig:
     """How tasks are run; together with a question it determines a row of the results.
 
     Attributes:
-        model, memory: their names, as the user gave them.
+        model: its name, as the user gave it.
+        memory: likewise.
         policies: of `namm.policies.names.POLICIES`.
         budgets: fractions to keep. The memory aims at each; what it really kept of a sample is what the hand-designed
             rules may keep of that sample (without the memory among the policies: the fraction itself).

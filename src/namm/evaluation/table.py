@@ -20,10 +20,12 @@ class Line:
 
     Attributes:
         samples: how many.
-        score, interval: mean of the metric, and half its 95% interval (NaN for a single sample).
+        score: mean of the metric.
+        interval: half the 95% interval of `score` (NaN for a single sample).
         relative: mean score over the full cache's mean score on the same samples; NaN without a full cache, or where it
             scores 0. For the average over tasks the mean of the tasks' values (the paper's normalised score).
-        kept: mean fraction of tokens. held: mean fraction of a full cache's bytes, state included.
+        kept: mean fraction of tokens.
+        held: mean fraction of a full cache's bytes, state included.
         seconds: mean of a sample.
     """
 

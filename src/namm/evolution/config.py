@@ -49,13 +49,16 @@ class EvolveConfig:
 
     Attributes:
         stages: see `Stage`.
-        model: the frozen model, see `namm.load_model`. dtype: of its weights.
+        model: the frozen model, see `namm.load_model`.
+        dtype: of its weights.
         start: a memory (shipped name, folder or hub id), or ``"scratch"``.
         parameters: what evolves: ``"all"``, ``"scorer"`` or ``"gains"``, see `namm.evolution.space`.
         strategy: ``"cma"``, ``"cma-separable"`` or ``"random"``. population, sigma: of it.
         metric: ``"likelihood"`` of the reference answer, or a metric of the generated one: ``"exact"``, ``"f1"``.
-        kept: target of the kept fraction. price: fitness lost for each unit above it.
-        validation: samples of each task by which the best mean is chosen. validate_every: generations between.
+        kept: target of the kept fraction.
+        price: fitness lost for each unit above it.
+        validation: samples of each task by which the best mean is chosen.
+        validate_every: generations between.
         patience: validations without a better one before a stage ends early; 0: never.
         test: samples of each task for the last comparison with the start, used for nothing else.
         text: files and folders to make samples from; none: Python's standard library and the packaged prose.

@@ -39,8 +39,11 @@ class Work:
     """One sample to be scored for a whole population; what is sent to workers.
 
     Attributes:
-        key: of the result in the journal. sample: what to recall. metric: `LIKELIHOOD` or of `METRICS`.
-        flats: ``[population, parameters]`` float32. kept: fraction to aim at by the start's calibration.
+        key: of the result in the journal.
+        sample: what to recall.
+        metric: `LIKELIHOOD` or of `METRICS`.
+        flats: ``[population, parameters]`` float32.
+        kept: fraction to aim at by the start's calibration.
     """
 
     key: str

@@ -32,8 +32,13 @@ class Generation:
     """One line of a run's history.
 
     Attributes:
-        stage, generation: where. fitness: of the population. kept: its mean kept fraction. sigma: the step size.
-        validation: fitness of the mean on the validation samples, where it was measured. failed: candidates that did.
+        stage: its number.
+        generation: its number in the stage.
+        fitness: of the population.
+        kept: its mean kept fraction.
+        sigma: the step size.
+        validation: fitness of the mean on the validation samples, where it was measured.
+        failed: candidates that did.
     """
 
     stage: int
@@ -50,7 +55,8 @@ class Tested:
     """One memory on the test samples, which nothing was chosen by.
 
     Attributes:
-        scores: of each sample. fitness: of all, with the price for what is kept above the target.
+        scores: of each sample.
+        fitness: of all, with the price for what is kept above the target.
     """
 
     scores: tuple[Score, ...]
@@ -72,8 +78,10 @@ class Outcome:
     """What a run came to.
 
     Attributes:
-        memory: the best mean by validation. history: see `Generation`.
-        start, final: both memories on the same test samples.
+        memory: the best mean by validation.
+        history: see `Generation`.
+        start: the start on the test samples.
+        final: `memory` on the same test samples.
         validation: of each stage the fitness of its start and of its best mean.
     """
 
@@ -95,8 +103,12 @@ class Evolution:
     """A run in a folder; made again with the same arguments, it goes on where it stopped.
 
     Attributes:
-        config: see `EvolveConfig`. memory: the start. source: of samples. map: scores samples, see `workers`.
-        folder: for the journal and the result. progress: called after each sample with (generation, done, all).
+        config: see `EvolveConfig`.
+        memory: the start.
+        source: of samples.
+        map: scores samples, see `workers`.
+        folder: for the journal and the result.
+        progress: called after each sample with (generation, done, all).
         report: called with each generation, also with those that are replayed.
         model: fingerprint of the model that scores, see `namm.support.fingerprints`.
     """

@@ -25,7 +25,8 @@ class SampleSource:
     split is made from its documents only; samples of a LongBench file are split in the same way, by their contexts.
 
     Attributes:
-        documents: of each split. fixed: for each ``longbench:`` task the samples of each split.
+        documents: of each split.
+        fixed: for each ``longbench:`` task the samples of each split.
     """
 
     tokenizer: PreTrainedTokenizerBase

@@ -35,7 +35,9 @@ class Setup:
     """What a worker needs to begin.
 
     Attributes:
-        model, dtype, device: as for `namm.load_model`.
+        model: as for `namm.load_model`.
+        dtype: as for `namm.load_model`.
+        device: as for `namm.load_model`.
         memory: the start.
         threads: to use, None: as torch likes.
         fingerprint: of the model, which a worker must find under the same name.

@@ -44,7 +44,8 @@ def report_page(
 
     Args:
         inspections: of the same text; they are shown side by side.
-        classes: of each token, see `token_classes`. shares: their table.
+        classes: of each token, see `token_classes`.
+        shares: their table.
 
     Raises:
         ValueError: if there is none, or they are of different texts.

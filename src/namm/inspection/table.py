@@ -23,12 +23,15 @@ class ClassShare:
     """One class of tokens under one policy.
 
     Attributes:
-        kind: of text. name: of the class.
-        tokens: how many were found. share: of all tokens of this kind of text.
+        kind: of text.
+        name: of the class.
+        tokens: how many were found.
+        share: of all tokens of this kind of text.
         kept: fraction kept of them in the end, mean over layers and heads.
-        relative, interval: kept over what is kept on average of tokens of the same update's block (and so of the same
-            age), mean over units, and half its 95% interval; NaN where too few are expected to keep `FEWEST` of them. A
-            unit is a text, or a block where there is only one text.
+        relative: kept over what is kept on average of tokens of the same update's block (and so of the same age), mean
+            over units; NaN where too few are expected to keep `FEWEST` of them. A unit is a text, or a block where
+            there is only one text.
+        interval: half the 95% interval of `relative`; NaN likewise.
         units: how many counted.
     """
 

@@ -37,7 +37,10 @@ class NAMMConfig:
         hidden: width of the backward attention.
         heads: its heads; divides `hidden`.
         update_interval: new tokens between two decisions, a multiple of the hop.
-        window, hop, ema, compression: see `SpectrogramConfig`.
+        window: see `SpectrogramConfig`.
+        hop: see `SpectrogramConfig`.
+        ema: see `SpectrogramConfig`.
+        compression: see `SpectrogramConfig`.
         normalised: subtract and divide by the fixed statistics stored beside the parameters.
         state_dtype: how a kept token's spectrogram is stored in the cache, ``"float32"`` or ``"bfloat16"``.
         calibration: measured triples (kept fraction, tokens seen, score offset), by which `offset_for` turns a wish
@@ -106,7 +109,8 @@ class NAMM:
         config: see `NAMMConfig`.
         flat: ``[parameters]`` float32 in the order of `namm.memory.network.parameter_shapes`;
             ``[population, parameters]`` for a population scored at once.
-        mean, variance: ``[len(ema) * bins]`` float32, used where ``config.normalised``.
+        mean: ``[len(ema) * bins]`` float32, used where ``config.normalised``.
+        variance: likewise.
     """
 
     config: NAMMConfig = field(default_factory=NAMMConfig)
@@ -151,7 +155,7 @@ class NAMM:
         return replace(self, flat=self.flat.to(device), mean=self.mean.to(device), variance=self.variance.to(device))
 
     def features(self, spectrogram: Tensor, ages: Tensor) -> Tensor:
-        """What the network sees of every token: age features, then the spectrogram's (GOLDEN 3.6).
+        """What the network sees of every token: age features, then the spectrogram's (docs/mathematics.md, 4 and 5).
 
         Args:
             spectrogram: ``[..., tokens, len(ema), bins]`` averaged magnitudes.

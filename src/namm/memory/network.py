@@ -84,7 +84,7 @@ def backward_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def token_outputs(features: Tensor, weights: Mapping[str, Tensor], heads: int = 1) -> Tensor:
-    """BAM: ``h = f * (1 + M) + R`` with ``[R | M]`` read by backward attention (GOLDEN 3.7; paper, section 3.2).
+    """BAM: ``h = f * (1 + M) + R`` with ``[R | M]`` read by backward attention (docs/mathematics.md, 6; paper, 3.2).
 
     Args:
         features: ``[..., tokens, features]``, oldest first. Tokens of padding may stand *before* the oldest one:

@@ -17,7 +17,9 @@ class Head:
     """One KV head of one layer and batch row at an update.
 
     Attributes:
-        layer, row, index: where it is; `index` counts the KV heads.
+        layer: index in the model.
+        row: of the batch.
+        index: of the KV head.
         columns: "keys" ``[tokens, width]`` as cached (rotated, if the model rotates), "values" ``[tokens, value
             width]``, "positions" ``[tokens]`` int32, the original ones, rising, the last the newest token's; and the
             policy's own columns ``[tokens, ...]``: write to these in place.

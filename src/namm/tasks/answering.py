@@ -27,7 +27,9 @@ class Reading:
     It can be asked once: questions and answers go into the cache too.
 
     Attributes:
-        ids, mask: ``[rows, tokens]`` int64, padded on the left, where the mask is 0. pad: the padding.
+        ids: ``[rows, tokens]`` int64, padded on the left.
+        mask: ``[rows, tokens]`` int64, 0 for padding.
+        pad: the padding.
         logits: ``[rows, vocabulary]`` of the token that comes next.
         stats: what the cache held after the decision.
     """
@@ -45,7 +47,8 @@ class Reading:
         """An answer after a question, teacher-forced, the same two in every row.
 
         Args:
-            question: ``[tokens]``, may be empty. answer: ``[tokens]``, at least one.
+            question: ``[tokens]``, may be empty.
+            answer: ``[tokens]``, at least one.
 
         Returns:
             ``[rows, tokens]`` each: log-probabilities of the answer's tokens, float32 nats, and whether each was the
@@ -136,7 +139,9 @@ def answer_score(model: PreTrainedModel, context: Tensor, question: Tensor, answ
     """Read a context under a policy, which has not seen the question, then score the answer, teacher-forced.
 
     Args:
-        context, question, answer: ``[1, tokens]`` each.
+        context: ``[1, tokens]``.
+        question: ``[1, tokens]``.
+        answer: ``[1, tokens]``.
     """
     reading = read(model, [context[0]], policy)
     found, correct = reading.score(question[0], answer[0])
@@ -150,7 +155,8 @@ class Tail:
     Attributes:
         loss: nats a token, mean over the tail.
         kept_fraction: tokens kept over tokens seen when the tail begins.
-        held_bytes, kv_bytes: what the cache held then, see `CacheStats`.
+        held_bytes: what the cache held then, see `CacheStats`.
+        kv_bytes: of these keys and values.
         seconds: wall time of the prefill.
     """
 

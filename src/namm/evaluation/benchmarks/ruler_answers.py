@@ -28,7 +28,8 @@ class Asked:
     """A question about some documents.
 
     Attributes:
-        question, answers: as published.
+        question: as published.
+        answers: likewise.
         documents: numbers of those that it is about.
         near: numbers of those on the same subject, which are added before any others.
     """

@@ -23,8 +23,11 @@ class Needles:
 
     Attributes:
         haystack: what the needles hide in.
-        keys, values: what they are made of.
-        count: keys hidden. per_key: values of each key. asked: keys that are asked for.
+        keys: what keys are made of.
+        values: what values are made of.
+        count: keys hidden.
+        per_key: values of each key.
+        asked: keys that are asked for.
     """
 
     haystack: Literal["noise", "essay", "needle"]

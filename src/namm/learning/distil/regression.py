@@ -24,7 +24,10 @@ class TrainConfig:
     """Adam with one learning-rate cycle.
 
     Attributes:
-        steps: of `batch` samples each. learning_rate: its peak. clip: gradient norm. seed: of everything random.
+        steps: of `batch` samples each.
+        learning_rate: its peak.
+        clip: gradient norm.
+        seed: of everything random.
         power: of the influence whose expectation is learned, see `influence_loss`.
     """
 

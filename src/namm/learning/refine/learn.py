@@ -43,7 +43,9 @@ class RefineConfig:
         recall: weight of the mean divergence on answers and quotations (which most tokens do nothing for) beside that
             of a block of the passage.
         stride: how far a score is moved for one price that a place was worth.
-        steps, batch, learning_rate: Adam in each round.
+        steps: of Adam in each round.
+        batch: heads at one update in each step.
+        learning_rate: its peak.
         seed: of everything random.
     """
 

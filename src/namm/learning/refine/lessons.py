@@ -42,7 +42,8 @@ class Lesson:
     """One head at one update.
 
     Attributes:
-        features: ``[tokens, features]`` float16. scores: ``[tokens]``, as the decision was made by.
+        features: ``[tokens, features]`` float16.
+        scores: ``[tokens]``, as the decision was made by.
         worth: ``[tokens]``, nats that a token's place saved, a block; the newest, which stays anyway, teaches nothing.
         sinks: ``[tokens]`` bool, see `SINK`.
     """

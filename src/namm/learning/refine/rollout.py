@@ -55,7 +55,8 @@ class Rollout:
     """One pass over one document under a memory.
 
     Attributes:
-        memory: decides. offsets: added to its scores at each update, in turn.
+        memory: decides.
+        offsets: added to its scores at each update, in turn.
         layers: the layers that forget; others attend as usual.
         decisions: all that was decided.
     """

@@ -1,0 +1,78 @@
+"""What every rule loses at equal kept fractions: loss of what comes after a passage that it read and mostly forgot.
+
+    python benchmarks/loss.py                        # packaged prose and the standard library's code
+    python benchmarks/loss.py --text FOLDER          # texts of your own
+
+The memory aims at the fraction asked for; what it really kept of a passage is the other rules' budget on that passage.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import Measurements, Row, load, made_with, parser
+from rich.progress import track
+from torch import Tensor
+
+from namm.policies import BUDGETED
+from namm.policies.names import make_policy
+from namm.tasks import Document, heldout_documents, read_documents
+from namm.tasks.answering import tail_loss
+from namm.tasks.encode import beginning, encode
+
+
+def passages(documents: list[Document], tokenizer: Any, tokens: int, count: int) -> Iterator[tuple[str, str, Tensor]]:
+    """Of each kind at most `count`, as (kind, name, ids): every document's first, then every document's second ..."""
+    start = torch.tensor([beginning(tokenizer)], dtype=torch.long)
+    step = tokens - start.shape[1]
+    for kind in ("prose", "code"):
+        own = [document for document in documents if document.kind == kind]
+        texts = [(document.name, encode(tokenizer, document.text)[:, start.shape[1] :]) for document in own]
+        dealt = (
+            (kind, f"{name} ({turn + 1})", torch.cat([start, ids[:, turn * step : (turn + 1) * step]], dim=1))
+            for turn in range(max((ids.shape[1] // step for _, ids in texts), default=0))
+            for name, ids in texts
+            if ids.shape[1] >= (turn + 1) * step
+        )
+        yield from itertools.islice(dealt, count)
+
+
+def main() -> None:
+    options = parser(__doc__, "loss")
+    options.add_argument("--text", type=Path, nargs="+", help="files or folders in place of the packaged texts")
+    options.add_argument("--passages", type=int, default=8, help="of each kind, at most")
+    options.add_argument("--tokens", type=int, default=1280, help="read before the tail")
+    options.add_argument("--tail", type=int, default=256)
+    options.add_argument("--fractions", type=float, nargs="+", default=[0.5, 0.25, 0.125])
+    options.add_argument("--policies", nargs="*", default=list(BUDGETED), choices=list(BUDGETED))
+    arguments = options.parse_args()
+    if arguments.quick:
+        arguments.passages, arguments.tokens, arguments.tail, arguments.fractions = 1, 512, 32, [0.25]
+    setup = load(arguments)
+    results = Measurements(arguments, made_with(arguments, setup))
+    documents = read_documents(*arguments.text) if arguments.text else heldout_documents()
+    found = list(passages(documents, setup.tokenizer, arguments.tokens + arguments.tail, arguments.passages))
+    if not found:
+        raise SystemExit(f"no text has {arguments.tokens + arguments.tail} tokens")
+
+    def measure(ids: Tensor, policy: str, budget: float | None) -> Row:
+        tail = vars(tail_loss(setup.model, ids, make_policy(policy, budget, setup.memory), arguments.tail))
+        return {name: value for name, value in tail.items() if name != "seconds"}
+
+    for kind, name, ids in track(found, "passages"):
+        what = {"tokens": arguments.tokens, "tail": arguments.tail, "kind": kind, "passage": name}
+        results.row(partial(measure, ids, "full", None), **what, policy="full", aim=1.0)
+        for aim in arguments.fractions:
+            own = results.row(partial(measure, ids, "namm", aim), **what, policy="namm", aim=aim)
+            for policy in arguments.policies:
+                results.row(partial(measure, ids, policy, own["kept_fraction"]), **what, policy=policy, aim=aim)
+    results.write()
+
+
+if __name__ == "__main__":
+    main()

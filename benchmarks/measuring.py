@@ -1,0 +1,127 @@
+"""What the benchmarks share: options, and a file of JSON that says how its numbers came about.
+
+Every script writes one file: its command line, the date, the machine, versions, fingerprints of the weights, and a row
+for each thing that was measured. `python benchmarks/render.py` makes the tables of the documents from these files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import namm
+from namm.support.files import strict_json, write_atomically
+from namm.support.fingerprints import fingerprint, model_fingerprint
+from namm.support.journal import Journal, Row
+
+RESULTS = Path(__file__).with_name("results")
+
+
+def parser(description: str | None, name: str, model: bool = True) -> argparse.ArgumentParser:
+    """The options that every benchmark has; `name` is that of its results, `model` is False where none is loaded."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if model:
+        made.add_argument("--model", default="smollm2-135m", help="shipped name, hub id, folder or .gguf file")
+        made.add_argument("--memory", default="smollm2-135m", help="shipped name, folder or hub id")
+        made.add_argument("--device", help="where the model runs, for example cuda")
+    made.add_argument("--quick", action="store_true", help="little of everything, to see that it works")
+    made.add_argument("--json", type=Path, default=RESULTS / f"{name}.json", help="file to write (%(default)s)")
+    return made
+
+
+@dataclass
+class Setup:
+    """A model under measurement."""
+
+    model: Any
+    tokenizer: Any
+    memory: namm.NAMM
+
+
+def load(arguments: argparse.Namespace) -> Setup:
+    """The model and the memory that the options name."""
+    model, tokenizer = namm.load_model(arguments.model, device=arguments.device)
+    return Setup(model, tokenizer, namm.NAMM.from_pretrained(arguments.memory))
+
+
+def memory_fingerprint(memory: namm.NAMM) -> str:
+    """Of a memory's parameters, statistics and configuration."""
+    return fingerprint(vars(memory.config), memory.flat, memory.mean, memory.variance)
+
+
+def made_with(arguments: argparse.Namespace, setup: Setup) -> Row:
+    """What the numbers depend on: weights, versions, the machine."""
+    return {
+        "model": {
+            "name": str(arguments.model),
+            "fingerprint": model_fingerprint(setup.model),
+            "dtype": str(setup.model.dtype).removeprefix("torch."),
+        },
+        "memory": {"name": str(arguments.memory), "fingerprint": memory_fingerprint(setup.memory)},
+    } | surroundings(setup.model.device)
+
+
+def surroundings(device: torch.device | None = None) -> Row:
+    """Versions, and the machine."""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+    machine = {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    if device is not None and device.type == "cuda":
+        machine["device"] = torch.cuda.get_device_name(device)
+    return {"versions": {"python": platform.python_version(), "namm": namm.__version__} | versions, "machine": machine}
+
+
+def processor() -> str:
+    """The processor's name, and which of the instructions that matter here it has."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        flags = set(about.get("flags", "").split())
+        known = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
+        named = f"{about.get('model name', 'unknown')} (family {about.get('cpu family')}, model {about.get('model')})"
+        return f"{named}, {', '.join(known)}" if known else named
+    return platform.processor() or platform.machine()
+
+
+class Measurements:
+    """Rows of one benchmark, each on disk as soon as it is made: the same command again goes on where it stopped."""
+
+    def __init__(self, arguments: argparse.Namespace, made: Row) -> None:
+        self.path: Path = arguments.json
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.made = made
+        self.rows: list[Row] = []
+        self.journal = Journal(self.path.with_name(f".{self.path.stem}.journal.jsonl"))
+
+    def row(self, measure: Callable[[], Row], **what: Any) -> Row:
+        """The measurement of `what`, made now unless a run that was stopped has made it; `what` is part of it."""
+        found = dict(self.journal.get(json.dumps([what, self.made], default=str), lambda: what | measure()))
+        del found["key"]
+        self.rows.append(found)
+        return found
+
+    def write(self) -> None:
+        """Put the file in place; the journal of the run has then done its work."""
+        head = {
+            "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+            "date": datetime.date.today().isoformat(),
+        }
+        described = strict_json(head | self.made, indent=1).removesuffix("\n}")
+        rows = ",\n  ".join(strict_json(row) for row in self.rows)
+        write_atomically(self.path, f'{described},\n "rows": [\n  {rows}\n ]\n}}\n')
+        assert self.journal.path is not None
+        with self.journal:
+            self.journal.path.unlink(missing_ok=True)
+        print(f"{len(self.rows)} rows are in {self.path}")

@@ -1,0 +1,92 @@
+"""Tables are made from the values that were measured, and the documents hold the tables that are made."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import render  # noqa: E402
+
+FILES = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+
+
+def test_the_documents_fit_the_measurements() -> None:
+    for path, text in render.documents().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path}: make results"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_measurement_says_how_it_came_about(file: Path) -> None:
+    found = json.loads(file.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(f"bare {name}"))
+    script = found["command"].split()[1]
+    assert found["command"].startswith("python benchmarks/") and (ROOT / script).is_file()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", found["date"])
+    assert found["machine"]["processor"] and found["machine"]["threads"] >= 1
+    assert {"python", "namm", "torch", "transformers"} <= set(found["versions"])
+    for part in ("model", "memory") if "model" in found else ():
+        assert re.fullmatch(r"[0-9a-f]{16}", found[part]["fingerprint"])
+    assert found["rows"]
+    assert not any("±" in str(value) or "interval" in name for row in found["rows"] for name, value in row.items())
+
+
+def loss_rows(rises: list[float], policy: str, *, kept: float = 0.25, held: int = 40) -> list[dict[str, object]]:
+    return [
+        {"kind": "prose", "passage": f"p{number}", "policy": policy, "aim": 1.0 if policy == "full" else 0.25}
+        | {"loss": 3.0 + rise, "kept_fraction": kept, "held_bytes": held, "kv_bytes": 100}
+        for number, rise in enumerate(rises)
+    ]
+
+
+@pytest.mark.fault("A6", siblings="the ± of every table in README and cards, which were written down and not computed")
+def test_rises_are_paired_and_their_interval_is_students() -> None:
+    rows = loss_rows([0.0, 0.5, 1.0], "full", kept=1.0)
+    # the full cache's loss differs by passage: 0.1, 0.2 and 0.3 above it
+    rows += loss_rows([0.1, 0.7, 1.3], "namm") + loss_rows([0.3, 0.6, 1.4], "h2o", held=30)
+    line = render.loss_table({"rows": rows}).splitlines()[-1]
+    # mean 0.2, deviation 0.1, t of two degrees of freedom 4.303: 4.303 * 0.1 / sqrt(3); h2o 0.3, 0.1, 0.4
+    assert line == "| prose | 3 | 0.250 | 0.40 | 0.30 | +0.200 ± 0.248 | +0.267 ± 0.379 (2) |"
+
+
+@pytest.mark.fault("26", siblings="decode as well as prefill; the first repetition, which compiles kernels")
+def test_speed_is_the_median_of_ratios_within_a_repetition_and_the_range_seen() -> None:
+    def rows(cache: str, prefill: list[float], decode: list[float]) -> list[dict[str, object]]:
+        return [
+            {"tokens": 1024, "cache": cache, "repeat": n, "prefill_seconds": p, "decode_seconds": d}
+            | {"kept_fraction": 0.25, "held_bytes": 100 if cache == "full" else 40}
+            for n, (p, d) in enumerate(zip(prefill, decode, strict=True))
+        ]
+
+    found = {"rows": rows("full", [1, 2, 10], [0.1, 0.1, 0.2]) + rows("namm", [1.5, 2, 12], [0.05, 0.1, 0.1])}
+    line = render.speed_table(found).splitlines()[-1]
+    # 1.5, 1 and 1.2, not the median 2 over the median 2
+    assert line.split(" | ")[5] == "1.20 (1.00 to 1.50)"
+    assert line.split(" | ")[7] == "0.50 (0.50 to 1.00)"
+    assert line.endswith("| 0.40 |")
+
+
+def test_right_answers_are_counted() -> None:
+    rows = [
+        {"task": "pass_key", "tokens": 1024, "policy": "namm", "aim": 0.5, "kept_fraction": 0.5}
+        | {"correct": right, "log_probability": value, "held_bytes": 3, "full_bytes": 4}
+        for right, value in ((True, -0.25), (False, -1.25))
+    ]
+    # deviation 0.7071, t of one degree of freedom 12.706
+    expected = "| pass key | 1,024 | namm | 0.500 | 0.75 | 1 of 2 | -0.75 ± 6.35 |"
+    assert render.recall_table({"rows": rows}).splitlines()[-1] == expected
+
+
+def test_a_table_goes_between_its_marks_only(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    begin, end = "<!-- loss: begin, written by make results -->", "<!-- loss: end -->"
+    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n", encoding="utf-8")
+    assert render.between_marks(page, "loss", "new\n") == f"before\n{begin}\nnew\n{end}\nafter\n"
+    page.write_text("no marks", encoding="utf-8")
+    with pytest.raises(SystemExit, match="lacks the marks"):
+        render.between_marks(page, "loss", "new\n")
