@@ -12,10 +12,11 @@ from transformers import DynamicCache
 
 import namm.learning.distil.run
 from namm import NAMM, MemoryCache, NAMMConfig
-from namm.learning import DistillConfig, Progress, Sample, TrainConfig, distill, record_document, train
+from namm.learning import DistillConfig, Recording, TrainConfig, distill, record_document, train
 from namm.learning.distil.record import EVERY
 from namm.learning.distil.regression import FLOOR, influence_loss
 from namm.policies import NAMMPolicy
+from namm.support.runs import Progress
 from namm.tasks import Document
 
 CONFIG = NAMMConfig(update_interval=32, hidden=8, ema=(0.9, 0.99), compression="log", normalised=True)
@@ -34,8 +35,8 @@ def test_recorded_targets_are_what_the_lack_of_a_token_changes(reader) -> None:
     """Against outputs computed anew without each token, from the attention that transformers itself returns."""
     ids = torch.randint(97, 122, (1, 96), generator=torch.Generator().manual_seed(0))
     repeat = torch.tensor([[1, 2, 3]])
-    samples = record_document(reader, ids, repeat, CONFIG, heads=4, rng=random.Random(0))
-    assert len(samples) == 3 * 2 * 2  # every head at every update of the document
+    recordings = record_document(reader, ids, repeat, CONFIG, heads=4, rng=random.Random(0))
+    assert len(recordings) == 3 * 2 * 2  # every head at every update of the document
     whole = torch.cat([ids, repeat, ids, ids[:, :29]], dim=1)
     reader.set_attn_implementation("eager")
     cache = DynamicCache(config=reader.config)
@@ -56,7 +57,7 @@ def test_recorded_targets_are_what_the_lack_of_a_token_changes(reader) -> None:
             blocks = change.unflatten(1, (-1, 32))[:, :, ::EVERY].sum((0, 2)).sqrt()  # [blocks, tokens]
             for update in range(1, 4):
                 expected[layer, head, update] = blocks[update:, : 32 * update].amax(0)
-    found = sorted((len(s.ages), s.influence.float().sum().item()) for s in samples)
+    found = sorted((len(s.ages), s.influence.float().sum().item()) for s in recordings)
     wanted = sorted((len(e), e.sum().item()) for e in expected.values())
     for (tokens, total), (tokens_wanted, total_wanted) in zip(found, wanted, strict=True):
         assert tokens == tokens_wanted and total == pytest.approx(total_wanted, rel=1e-2)
@@ -64,16 +65,16 @@ def test_recorded_targets_are_what_the_lack_of_a_token_changes(reader) -> None:
 
 def test_nothing_is_recorded_within_the_horizon(reader) -> None:
     ids = torch.randint(97, 122, (1, 96))
-    samples = record_document(reader, ids, ids[:, :3], CONFIG, heads=4, rng=random.Random(0), horizon=40)
-    assert {len(sample.ages) for sample in samples} == {32}
+    recordings = record_document(reader, ids, ids[:, :3], CONFIG, heads=4, rng=random.Random(0), horizon=40)
+    assert {len(recording.ages) for recording in recordings} == {32}
 
 
 def test_an_acting_memory_adds_samples_of_what_it_keeps(reader) -> None:
     ids = torch.randint(97, 122, (1, 96))
     acting = NAMMPolicy(NAMM(CONFIG), offset=-1e9)
-    samples = record_document(reader, ids, ids[:, :3], CONFIG, heads=4, rng=random.Random(0), acting=acting)
-    assert len(samples) == 2 * 12
-    assert {len(sample.ages) for sample in samples[12:]} == {32, 33}  # a block, and the one token that stays
+    recordings = record_document(reader, ids, ids[:, :3], CONFIG, heads=4, rng=random.Random(0), acting=acting)
+    assert len(recordings) == 2 * 12
+    assert {len(recording.ages) for recording in recordings[12:]} == {32, 33}  # a block, and the one token that stays
 
 
 def test_a_length_off_the_interval_is_refused(reader) -> None:
@@ -96,28 +97,28 @@ def test_the_loss_is_least_at_the_log_of_the_expected_power(power: float) -> Non
     assert float(score.detach().exp()) == pytest.approx(float(wanted), rel=0.02)
 
 
-def learnable(count: int) -> list[Sample]:
+def learnable(count: int) -> list[Recording]:
     """Samples in which attention follows from the spectrogram."""
     generator = torch.Generator().manual_seed(0)
-    samples = []
+    recordings = []
     for _ in range(count):
         level = torch.rand(40, generator=generator) * 6 - 7
         spectrogram = level.exp()[:, None, None].expand(40, 2, 17).bfloat16()
-        samples.append(Sample(spectrogram, torch.arange(39, -1, -1).int(), level.exp().half()))
-    return samples
+        recordings.append(Recording(spectrogram, torch.arange(39, -1, -1).int(), level.exp().half()))
+    return recordings
 
 
 def test_training_learns_what_can_be_learned() -> None:
     memory = train(learnable(40), CONFIG, TrainConfig(steps=400, batch=4))
-    sample = learnable(1)[0]
-    scores = memory.scores(memory.features(sample.spectrogram, sample.ages))
-    correlation = torch.corrcoef(torch.stack([scores, sample.influence.float().log()]))[0, 1]
+    recording = learnable(1)[0]
+    scores = memory.scores(memory.features(recording.spectrogram, recording.ages))
+    correlation = torch.corrcoef(torch.stack([scores, recording.influence.float().log()]))[0, 1]
     assert correlation > 0.97
 
 
 def test_training_resumes_to_the_same_parameters(tmp_path: Path) -> None:
-    samples, checkpoint = learnable(10), tmp_path / "state"
-    whole = train(samples, CONFIG, TrainConfig(steps=250, batch=2))
+    recordings, checkpoint = learnable(10), tmp_path / "state"
+    whole = train(recordings, CONFIG, TrainConfig(steps=250, batch=2))
 
     class Stop(Exception):
         pass
@@ -127,10 +128,10 @@ def test_training_resumes_to_the_same_parameters(tmp_path: Path) -> None:
             raise Stop
 
     with pytest.raises(Stop):
-        train(samples, CONFIG, TrainConfig(steps=250, batch=2), checkpoint=checkpoint, progress=stop)
+        train(recordings, CONFIG, TrainConfig(steps=250, batch=2), checkpoint=checkpoint, progress=stop)
     steps = []
     resumed = train(
-        samples,
+        recordings,
         CONFIG,
         TrainConfig(steps=250, batch=2),
         checkpoint=checkpoint,
