@@ -95,6 +95,18 @@ def test_an_offset_is_found_in_few_measurements_however_steep_the_curve(width: f
         assert curve.asked <= most, "the line through two points leads there, halving does not"
 
 
+@pytest.mark.fault("E", siblings="the direction of a correction")
+@pytest.mark.parametrize("slope", [1 / 10, 1 / 4, 1 / 2], ids=str)
+def test_offsets_are_those_of_a_line(reader, slope: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kept(model: object, policy: NAMMPolicy, passages: list[Passage], tokens: int) -> float:
+        return 0.4 + slope * policy.offset_at(tokens)
+
+    monkeypatch.setattr(calibration, "kept_fraction", kept)
+    found = calibrate(reader, memory_at(512), [passage(1024)], 0.25)
+    for aim, _, offset in found.memory.config.calibration:
+        assert offset == pytest.approx((aim - 0.4) / slope, abs=CLOSE / slope)
+
+
 def test_a_jump_is_met_as_well_as_it_can_be() -> None:
     def jump(offset: float) -> Point:
         return Point(0.25, 512, offset, 0.9 if offset > -1.3 else 0.2)

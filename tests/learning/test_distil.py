@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 import shutil
 from dataclasses import replace
@@ -12,7 +13,7 @@ from transformers import DynamicCache
 
 import namm.learning.distil.run
 from namm import NAMM, MemoryCache, NAMMConfig
-from namm.learning import DistillConfig, Recording, TrainConfig, distill, record_document, train
+from namm.learning import DistillConfig, Recording, TrainConfig, centre, distill, record_document, train
 from namm.learning.distil.record import EVERY
 from namm.learning.distil.regression import FLOOR, influence_loss
 from namm.policies import NAMMPolicy
@@ -69,7 +70,7 @@ def test_nothing_is_recorded_within_the_horizon(reader) -> None:
     assert {len(recording.ages) for recording in recordings} == {32}
 
 
-def test_an_acting_memory_adds_samples_of_what_it_keeps(reader) -> None:
+def test_an_acting_memory_adds_recordings_of_what_it_keeps(reader) -> None:
     ids = torch.randint(97, 122, (1, 96))
     acting = NAMMPolicy(NAMM(CONFIG), offset=-1e9)
     recordings = record_document(reader, ids, ids[:, :3], CONFIG, heads=4, rng=random.Random(0), acting=acting)
@@ -114,6 +115,26 @@ def test_training_learns_what_can_be_learned() -> None:
     scores = memory.scores(memory.features(recording.spectrogram, recording.ages))
     correlation = torch.corrcoef(torch.stack([scores, recording.influence.float().log()]))[0, 1]
     assert correlation > 0.97
+
+
+def test_the_power_of_the_settings_is_learned() -> None:
+    """Where features say nothing of an influence that is 1 once in four times, and nothing else."""
+    flat = [replace(one, spectrogram=one.spectrogram * 0 + 0.01) for one in learnable(20)]
+    rare = [replace(one, influence=(torch.arange(40) % 4 == n % 4).half() * 0.3) for n, one in enumerate(flat)]
+    for power in (0.5, 1.0):
+        memory = train(rare, CONFIG, TrainConfig(steps=300, batch=4, power=power))
+        scores = memory.scores(memory.features(rare[0].spectrogram, rare[0].ages))
+        assert float(scores.mean()) == pytest.approx(math.log(0.25 * 0.3**power), abs=0.25)
+
+
+def test_scores_are_centred_where_the_wished_fraction_is_kept() -> None:
+    recordings = learnable(40)
+    memory = train(recordings, CONFIG, TrainConfig(steps=50, batch=2))
+    for kept in (0.2, 0.6):
+        moved = centre(memory, recordings, kept)
+        scores = torch.cat([moved.scores(moved.features(one.spectrogram, one.ages)) for one in recordings])
+        assert float((scores >= 0).float().mean()) == pytest.approx(kept, abs=0.01)
+        assert torch.equal(moved.flat[:-1], memory.flat[:-1])
 
 
 def test_training_resumes_to_the_same_parameters(tmp_path: Path) -> None:
@@ -164,6 +185,22 @@ def test_distilling_is_deterministic_resumable_and_calibrated(reader, characters
     resumed = distill(reader, characters, documents(), tmp_path / "b", **arguments)
     assert len(calls) == 1, "finished recordings were made again"
     assert torch.equal(first.flat, resumed.flat)
+
+
+def test_a_first_memory_acts_on_the_later_passages(reader, characters, tmp_path: Path, monkeypatch) -> None:
+    acted, horizons = [], []
+
+    def spy(*arguments, acting=None, horizon=0, **options):
+        acted.append(acting)
+        horizons.append(horizon)
+        return record_document(*arguments, acting=acting, horizon=horizon, **options)
+
+    monkeypatch.setattr(namm.learning.distil.run, "record_document", spy)
+    distill(reader, characters, documents(), tmp_path, memory=CONFIG, settings=replace(SETTINGS, first=0.5))
+    assert acted[:2] == [None, None] and len(acted) == 4
+    assert torch.equal(acted[2].memory.flat, acted[3].memory.flat)
+    assert acted[2].offset != acted[3].offset and all(-0.5 <= policy.offset <= 1.0 for policy in acted[2:])
+    assert horizons == [48, 80, 48, 80], "of short passages half"
 
 
 @pytest.mark.fault("A11", siblings="refining: `identify` saw eight values of a parameter")

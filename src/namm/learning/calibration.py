@@ -21,7 +21,7 @@ FRACTIONS = (0.125, 0.25, 0.5)
 SHORTEST = 512  # tokens at which offsets are measured first, or the nearest whole number of update intervals
 ROUNDS = 12  # of measuring and correcting, at most, for each fraction and length
 CLOSE = 0.005  # a miss (of the fraction kept) that needs no further round
-TOLERANCE = 0.02  # a miss that is not worth a warning
+TOLERANCE = 0.02  # a miss that needs no warning
 STEP = 4.0  # offset for one more of the fraction, of the order seen
 
 
