@@ -24,11 +24,15 @@ CACHE = "tests/cache/test_cache.py"
 CACHE_MUTANTS = "tests/cache/test_cache_mutants.py"
 RULES = "tests/policies/test_policies.py"
 RULE_MUTANTS = "tests/policies/test_rule_mutants.py"
-LEARNING = "tests/learning/test_learning_mutants.py"
-REFINE = "tests/learning/test_refine.py"
-LESSONS = "tests/learning/test_lessons.py"
 TABLES = "tests/evaluation/test_evaluation_mutants.py"
 DISTIL = "tests/learning/test_distil.py"
+REFINE = "tests/learning/test_refine.py"
+REGRESSION = "tests/learning/test_refine_regression.py"
+PROBE = "tests/learning/test_probe.py"
+ROLLOUT = "tests/learning/test_rollout.py"
+CALIBRATION = "tests/learning/test_calibration.py"
+PASSAGES = "tests/learning/test_passages.py"
+DESCENT = "tests/learning/test_descent.py"
 
 MUTATIONS = [
     # those that no test noticed once
@@ -49,24 +53,24 @@ MUTATIONS = [
     ),
     Mutation(
         "refining without its bound",
-        "learning/refine/learn.py",
-        "(worth / price - 1).clamp(-bound, bound)",
-        "worth / price - 1",
-        (LEARNING,),
+        "learning/refine/regression.py",
+        "(gain / multiplier - 1).clamp(-bound, bound)",
+        "gain / multiplier - 1",
+        (f"{REGRESSION}::test_advantages_are_bounded_on_both_sides",),
     ),
     Mutation(
         "calibration without the secant step",
-        "learning/calibrate.py",
-        "if abs(found[length] - before) > 0.005:",
-        "if False:",
-        (LEARNING,),
+        "learning/calibration.py",
+        "share = 0.5 if len(points) % 4 == 0 else (wanted - low) / (high - low)",
+        "share = 0.5",
+        (CALIBRATION,),
     ),
     Mutation(
         "quotations always from a passage's beginning",
-        "learning/refine/lessons.py",
-        "begin = rng.randrange(1, max(2, tokens - QUOTE))",
+        "learning/refine/probe.py",
+        "begin = rng.randrange(1, max(2, len(ids) - QUOTE))",
         "begin = 1",
-        (LEARNING,),
+        (f"{PROBE}::test_quotations_are_from_anywhere_but_the_first_token",),
     ),
     Mutation(
         "CMA-ES with every candidate as elite",
@@ -195,42 +199,224 @@ MUTATIONS = [
         "learning/descent.py",
         "(longest - len(row), 0)) for row",
         "(0, longest - len(row))) for row",
-        (LEARNING,),
+        (DESCENT,),
     ),
     Mutation(
-        "attention sinks are judged like any token",
-        "learning/refine/learn.py",
-        "torch.where(lesson.sinks, lift, stride",
-        "torch.where(lesson.sinks & False, lift, stride",
-        (REFINE,),
-    ),
-    Mutation(
-        "the newest token teaches",
-        "learning/refine/learn.py",
-        "    counts[-1] = False\n",
+        "a constant learning rate",
+        "learning/descent.py",
+        "        self._schedule.step()\n",
         "",
-        (LEARNING,),
+        (DESCENT,),
+    ),
+    Mutation(
+        "distilling with power 1, whatever was set",
+        "learning/distil/regression.py",
+        "target = power * (influence.float() + FLOOR).log()",
+        "target = (influence.float() + FLOOR).log()",
+        (f"{DISTIL}::test_the_loss_is_least_at_the_log_of_the_expected_power",),
+    ),
+    Mutation(
+        "the power of the settings does not reach the loss",
+        "learning/distil/regression.py",
+        "loss = _batch_loss(memory, state.flat, batch, training.power)",
+        "loss = _batch_loss(memory, state.flat, batch, 1.0)",
+        (DISTIL,),
+    ),
+    Mutation(
+        "recording within the horizon",
+        "learning/distil/record.py",
+        "head.seen <= self.document - self.horizon",
+        "head.seen <= self.document",
+        (f"{DISTIL}::test_nothing_is_recorded_within_the_horizon",),
+    ),
+    Mutation(
+        "the memory that acts while recording keeps everything",
+        "learning/distil/record.py",
+        "            return self.acting.select(heads)\n",
+        "            return [torch.ones(head.tokens, dtype=torch.bool) for head in heads]\n",
+        (f"{DISTIL}::test_an_acting_memory_adds_recordings_of_what_it_keeps",),
+    ),
+    Mutation(
+        "no memory acts while recording",
+        "learning/distil/run.py",
+        "for recording in record(index, acting)]",
+        "for recording in record(index, None)]",
+        (DISTIL,),
+    ),
+    Mutation(
+        "influence in earlier blocks counts too",
+        "learning/distil/record.py",
+        "torch.stack(self.blocks[updates:])",
+        "torch.stack(self.blocks)",
+        (f"{DISTIL}::test_recorded_targets_are_what_the_lack_of_a_token_changes",),
+    ),
+    Mutation(
+        "a distilled memory's scores lie where they fell",
+        "learning/distil/regression.py",
+        "flat[-1] -= scores",
+        "flat[-1] -= 0 * scores",
+        (f"{DISTIL}::test_scores_are_centred_where_the_wished_fraction_is_kept",),
+    ),
+    Mutation(
+        "sinks are moved like any token",
+        "learning/refine/regression.py",
+        "torch.where(example.sinks, lift, stride",
+        "torch.where(example.sinks & False, lift, stride",
+        (REGRESSION,),
+    ),
+    Mutation(
+        "sinks weigh no more than other tokens",
+        "learning/refine/regression.py",
+        "torch.where(example.sinks, SINK_WEIGHT, 1.0)",
+        "torch.where(example.sinks, 1.0, 1.0)",
+        (REGRESSION,),
+    ),
+    Mutation(
+        "sinks set the multiplier",
+        "learning/refine/regression.py",
+        "~example.sinks * _decided(example)",
+        "_decided(example)",
+        (REGRESSION,),
+    ),
+    Mutation(
+        "the newest token is learned from",
+        "learning/refine/regression.py",
+        "    decided[-1] = False\n",
+        "",
+        (REGRESSION,),
+    ),
+    Mutation(
+        "any attention makes a sink",
+        "learning/refine/probe.py",
+        "max(SINK, SHARES / len(features))",
+        "SINK",
+        (PROBE,),
     ),
     Mutation(
         "what is recalled does not count",
-        "learning/refine/lessons.py",
+        "learning/refine/probe.py",
         "passage + recall * recalled).backward()",
         "passage + 0 * recalled).backward()",
-        (LESSONS,),
+        (PROBE,),
+    ),
+    Mutation(
+        "gains with the sign of credit",
+        "learning/refine/probe.py",
+        "gain = -decision.credit",
+        "gain = decision.credit",
+        (PROBE,),
+    ),
+    Mutation(
+        "dropped tokens are credited as if they were there",
+        "learning/refine/credit.py",
+        "torch.where(dropped, 1 + ratio, (1 - ratio).clamp_min_(MINIMUM_REST))",
+        "(1 - ratio).clamp_min_(MINIMUM_REST)",
+        (ROLLOUT,),
+    ),
+    Mutation(
+        "gradients reach what was dropped",
+        "learning/refine/credit.py",
+        "probabilities = ratio.masked_fill(dropped, 0)",
+        "probabilities = ratio.clone()",
+        (ROLLOUT,),
+    ),
+    Mutation(
+        "a token that went later is credited to the end",
+        "learning/refine/credit.py",
+        "counts = held[later][positions] == kept",
+        "counts = torch.ones_like(kept)",
+        (ROLLOUT,),
+    ),
+    Mutation(
+        "a block that was cut short counts as a whole one",
+        "learning/refine/credit.py",
+        "blocks += counts * (len(held[later]) / interval - later)",
+        "blocks += counts",
+        (ROLLOUT,),
+    ),
+    Mutation(
+        "all heads get the first one's credit",
+        "learning/refine/rollout.py",
+        "[[block[decision.head] for block in blocks]",
+        "[[block[0] for block in blocks]",
+        (ROLLOUT,),
+    ),
+    Mutation(
+        "a rollout's offset does not count",
+        "learning/refine/rollout.py",
+        "scores + self.offset_at(head.seen)",
+        "scores",
+        (ROLLOUT,),
+    ),
+    Mutation(
+        "parameters stay frozen",
+        "learning/refine/rollout.py",
+        "            parameter.requires_grad_(True)\n",
+        "            pass\n",
+        (f"{REFINE}::test_refining_gives_the_model_back_as_it_was",),
+    ),
+    Mutation(
+        "parameters stay frozen after an error",
+        "learning/refine/rollout.py",
+        "    finally:\n        for parameter in wanted:",
+        "    except ZeroDivisionError:\n        pass\n    else:\n        for parameter in wanted:",
+        (f"{REFINE}::test_refining_gives_the_model_back_as_it_was",),
+    ),
+    Mutation(
+        "every round reads the first round's passages",
+        "learning/passages.py",
+        "if turn % rounds == own]",
+        "if turn % rounds == 0]",
+        (PASSAGES,),
     ),
     Mutation(
         "passages always from a document's beginning",
         "learning/passages.py",
         "yield document, 0 if turn < len(order) else rng.randrange(max(1, len(document.text) // 2))",
         "yield document, 0",
-        (LEARNING,),
+        (PASSAGES,),
+    ),
+    Mutation(
+        "passages without a beginning",
+        "learning/passages.py",
+        "(encode(tokenizer, t)[:, :length]",
+        "(encode(tokenizer, t, begins=False)[:, :length]",
+        (PASSAGES,),
     ),
     Mutation(
         "calibration corrects in the wrong direction",
-        "learning/calibrate.py",
-        "steps[n] * (fraction - found[n])",
-        "steps[n] * (found[n] - fraction)",
-        (LEARNING,),
+        "learning/calibration.py",
+        "STEP * (aim - last.kept)",
+        "STEP * (last.kept - aim)",
+        (CALIBRATION,),
+    ),
+    Mutation(
+        "calibration counts tokens that are not decided on",
+        "learning/calibration.py",
+        "        cache.settle()\n",
+        "",
+        (CALIBRATION,),
+    ),
+    Mutation(
+        "calibration at 512 tokens, whatever the interval",
+        "learning/calibration.py",
+        "first = max(1, round(SHORTEST / interval)) * interval",
+        "first = SHORTEST",
+        (CALIBRATION,),
+    ),
+    Mutation(
+        "a missed aim goes unsaid",
+        "learning/calibration.py",
+        "    if made.missed:\n",
+        "    if False:\n",
+        (CALIBRATION,),
+    ),
+    Mutation(
+        "the last offset is taken, not the best",
+        "learning/calibration.py",
+        "return min(points, key=lambda point: point.miss)",
+        "return points[-1]",
+        (CALIBRATION,),
     ),
     # evaluation, evolution and what they stand on
     Mutation(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 import shutil
 from dataclasses import replace
@@ -12,10 +13,11 @@ from transformers import DynamicCache
 
 import namm.learning.distil.run
 from namm import NAMM, MemoryCache, NAMMConfig
-from namm.learning import DistillConfig, Progress, Sample, TrainConfig, distill, record_document, train
+from namm.learning import DistillConfig, Recording, TrainConfig, centre, distill, record_document, train
 from namm.learning.distil.record import EVERY
 from namm.learning.distil.regression import FLOOR, influence_loss
 from namm.policies import NAMMPolicy
+from namm.support.runs import Progress
 from namm.tasks import Document
 
 CONFIG = NAMMConfig(update_interval=32, hidden=8, ema=(0.9, 0.99), compression="log", normalised=True)
@@ -34,8 +36,8 @@ def test_recorded_targets_are_what_the_lack_of_a_token_changes(reader) -> None:
     """Against outputs computed anew without each token, from the attention that transformers itself returns."""
     ids = torch.randint(97, 122, (1, 96), generator=torch.Generator().manual_seed(0))
     repeat = torch.tensor([[1, 2, 3]])
-    samples = record_document(reader, ids, repeat, CONFIG, heads=4, rng=random.Random(0))
-    assert len(samples) == 3 * 2 * 2  # every head at every update of the document
+    recordings = record_document(reader, ids, repeat, CONFIG, heads=4, rng=random.Random(0))
+    assert len(recordings) == 3 * 2 * 2  # every head at every update of the document
     whole = torch.cat([ids, repeat, ids, ids[:, :29]], dim=1)
     reader.set_attn_implementation("eager")
     cache = DynamicCache(config=reader.config)
@@ -56,7 +58,7 @@ def test_recorded_targets_are_what_the_lack_of_a_token_changes(reader) -> None:
             blocks = change.unflatten(1, (-1, 32))[:, :, ::EVERY].sum((0, 2)).sqrt()  # [blocks, tokens]
             for update in range(1, 4):
                 expected[layer, head, update] = blocks[update:, : 32 * update].amax(0)
-    found = sorted((len(s.ages), s.influence.float().sum().item()) for s in samples)
+    found = sorted((len(s.ages), s.influence.float().sum().item()) for s in recordings)
     wanted = sorted((len(e), e.sum().item()) for e in expected.values())
     for (tokens, total), (tokens_wanted, total_wanted) in zip(found, wanted, strict=True):
         assert tokens == tokens_wanted and total == pytest.approx(total_wanted, rel=1e-2)
@@ -64,16 +66,16 @@ def test_recorded_targets_are_what_the_lack_of_a_token_changes(reader) -> None:
 
 def test_nothing_is_recorded_within_the_horizon(reader) -> None:
     ids = torch.randint(97, 122, (1, 96))
-    samples = record_document(reader, ids, ids[:, :3], CONFIG, heads=4, rng=random.Random(0), horizon=40)
-    assert {len(sample.ages) for sample in samples} == {32}
+    recordings = record_document(reader, ids, ids[:, :3], CONFIG, heads=4, rng=random.Random(0), horizon=40)
+    assert {len(recording.ages) for recording in recordings} == {32}
 
 
-def test_an_acting_memory_adds_samples_of_what_it_keeps(reader) -> None:
+def test_an_acting_memory_adds_recordings_of_what_it_keeps(reader) -> None:
     ids = torch.randint(97, 122, (1, 96))
     acting = NAMMPolicy(NAMM(CONFIG), offset=-1e9)
-    samples = record_document(reader, ids, ids[:, :3], CONFIG, heads=4, rng=random.Random(0), acting=acting)
-    assert len(samples) == 2 * 12
-    assert {len(sample.ages) for sample in samples[12:]} == {32, 33}  # a block, and the one token that stays
+    recordings = record_document(reader, ids, ids[:, :3], CONFIG, heads=4, rng=random.Random(0), acting=acting)
+    assert len(recordings) == 2 * 12
+    assert {len(recording.ages) for recording in recordings[12:]} == {32, 33}  # a block, and the one token that stays
 
 
 def test_a_length_off_the_interval_is_refused(reader) -> None:
@@ -96,28 +98,48 @@ def test_the_loss_is_least_at_the_log_of_the_expected_power(power: float) -> Non
     assert float(score.detach().exp()) == pytest.approx(float(wanted), rel=0.02)
 
 
-def learnable(count: int) -> list[Sample]:
+def learnable(count: int) -> list[Recording]:
     """Samples in which attention follows from the spectrogram."""
     generator = torch.Generator().manual_seed(0)
-    samples = []
+    recordings = []
     for _ in range(count):
         level = torch.rand(40, generator=generator) * 6 - 7
         spectrogram = level.exp()[:, None, None].expand(40, 2, 17).bfloat16()
-        samples.append(Sample(spectrogram, torch.arange(39, -1, -1).int(), level.exp().half()))
-    return samples
+        recordings.append(Recording(spectrogram, torch.arange(39, -1, -1).int(), level.exp().half()))
+    return recordings
 
 
 def test_training_learns_what_can_be_learned() -> None:
     memory = train(learnable(40), CONFIG, TrainConfig(steps=400, batch=4))
-    sample = learnable(1)[0]
-    scores = memory.scores(memory.features(sample.spectrogram, sample.ages))
-    correlation = torch.corrcoef(torch.stack([scores, sample.influence.float().log()]))[0, 1]
+    recording = learnable(1)[0]
+    scores = memory.scores(memory.features(recording.spectrogram, recording.ages))
+    correlation = torch.corrcoef(torch.stack([scores, recording.influence.float().log()]))[0, 1]
     assert correlation > 0.97
 
 
+def test_the_power_of_the_settings_is_learned() -> None:
+    """Where features say nothing of an influence that is 1 once in four times, and nothing else."""
+    flat = [replace(one, spectrogram=one.spectrogram * 0 + 0.01) for one in learnable(20)]
+    rare = [replace(one, influence=(torch.arange(40) % 4 == n % 4).half() * 0.3) for n, one in enumerate(flat)]
+    for power in (0.5, 1.0):
+        memory = train(rare, CONFIG, TrainConfig(steps=300, batch=4, power=power))
+        scores = memory.scores(memory.features(rare[0].spectrogram, rare[0].ages))
+        assert float(scores.mean()) == pytest.approx(math.log(0.25 * 0.3**power), abs=0.25)
+
+
+def test_scores_are_centred_where_the_wished_fraction_is_kept() -> None:
+    recordings = learnable(40)
+    memory = train(recordings, CONFIG, TrainConfig(steps=50, batch=2))
+    for kept in (0.2, 0.6):
+        moved = centre(memory, recordings, kept)
+        scores = torch.cat([moved.scores(moved.features(one.spectrogram, one.ages)) for one in recordings])
+        assert float((scores >= 0).float().mean()) == pytest.approx(kept, abs=0.01)
+        assert torch.equal(moved.flat[:-1], memory.flat[:-1])
+
+
 def test_training_resumes_to_the_same_parameters(tmp_path: Path) -> None:
-    samples, checkpoint = learnable(10), tmp_path / "state"
-    whole = train(samples, CONFIG, TrainConfig(steps=250, batch=2))
+    recordings, checkpoint = learnable(10), tmp_path / "state"
+    whole = train(recordings, CONFIG, TrainConfig(steps=250, batch=2))
 
     class Stop(Exception):
         pass
@@ -127,10 +149,10 @@ def test_training_resumes_to_the_same_parameters(tmp_path: Path) -> None:
             raise Stop
 
     with pytest.raises(Stop):
-        train(samples, CONFIG, TrainConfig(steps=250, batch=2), checkpoint=checkpoint, progress=stop)
+        train(recordings, CONFIG, TrainConfig(steps=250, batch=2), checkpoint=checkpoint, progress=stop)
     steps = []
     resumed = train(
-        samples,
+        recordings,
         CONFIG,
         TrainConfig(steps=250, batch=2),
         checkpoint=checkpoint,
@@ -163,6 +185,22 @@ def test_distilling_is_deterministic_resumable_and_calibrated(reader, characters
     resumed = distill(reader, characters, documents(), tmp_path / "b", **arguments)
     assert len(calls) == 1, "finished recordings were made again"
     assert torch.equal(first.flat, resumed.flat)
+
+
+def test_a_first_memory_acts_on_the_later_passages(reader, characters, tmp_path: Path, monkeypatch) -> None:
+    acted, horizons = [], []
+
+    def spy(*arguments, acting=None, horizon=0, **options):
+        acted.append(acting)
+        horizons.append(horizon)
+        return record_document(*arguments, acting=acting, horizon=horizon, **options)
+
+    monkeypatch.setattr(namm.learning.distil.run, "record_document", spy)
+    distill(reader, characters, documents(), tmp_path, memory=CONFIG, settings=replace(SETTINGS, first=0.5))
+    assert acted[:2] == [None, None] and len(acted) == 4
+    assert torch.equal(acted[2].memory.flat, acted[3].memory.flat)
+    assert acted[2].offset != acted[3].offset and all(-0.5 <= policy.offset <= 1.0 for policy in acted[2:])
+    assert horizons == [48, 80, 48, 80], "of short passages half"
 
 
 @pytest.mark.fault("A11", siblings="refining: `identify` saw eight values of a parameter")

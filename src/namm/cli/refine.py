@@ -23,7 +23,7 @@ def refine(
     documents: Annotated[int, typer.Option(min=2, help="How many passages to read, in all rounds.")] = 108,
     lengths: Annotated[str, typer.Option(help="Their lengths in tokens, taken in turn.")] = "1280,1024,2048",
     bounds: Annotated[
-        str, typer.Option(help="For each round of reading and learning the most that a place counts for, in prices.")
+        str, typer.Option(help="For each round of reading and learning the bound of what one token counts for.")
     ] = options.REFINE_BOUNDS,
     recall: Annotated[
         float, typer.Option(min=0.0, help="Weight of answers and quotations beside the passage itself.")
@@ -37,7 +37,7 @@ def refine(
     as_json: options.JsonOption = False,
 ) -> None:
     """Make a memory better by what its own decisions cost the model: a backward pass for every passage."""
-    from namm.learning import RefineConfig, improve
+    from namm.learning import RefineConfig, refine_memory
     from namm.memory import NAMM, find_memory
     from namm.support.runs import check_output
 
@@ -52,7 +52,7 @@ def refine(
         def progress(now: Progress) -> None:
             update(now.stage, now.done, now.total, now.note)
 
-        refined = improve(
+        refined = refine_memory(
             network,
             tokenizer,
             memory,

@@ -1,26 +1,25 @@
-"""Weights by gradient: from recorded attention, then from what a memory's own decisions cost."""
+"""Weights by gradient: from recorded attention, then from what a memory's own decisions saved."""
 
-from namm.learning.calibrate import calibrate, centre
-from namm.learning.distil.record import Sample, record_document
-from namm.learning.distil.regression import TrainConfig, train
+from namm.learning.calibration import Calibration, calibrate
+from namm.learning.distil.record import Recording, record_document
+from namm.learning.distil.regression import TrainConfig, centre, train
 from namm.learning.distil.run import DistillConfig, distill
 from namm.learning.passages import Passage, cut_passages
-from namm.learning.refine.learn import RefineConfig
-from namm.learning.refine.run import improve
-from namm.support.runs import Progress
+from namm.learning.refine.regression import RefineConfig
+from namm.learning.refine.run import refine_memory
 
 __all__ = [
+    "Calibration",
     "DistillConfig",
     "Passage",
-    "Progress",
+    "Recording",
     "RefineConfig",
-    "Sample",
     "TrainConfig",
     "calibrate",
     "centre",
     "cut_passages",
     "distill",
-    "improve",
     "record_document",
+    "refine_memory",
     "train",
 ]

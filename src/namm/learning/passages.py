@@ -50,11 +50,11 @@ def cut_passages(
     order = list(documents)
     rng.shuffle(order)
     passages: list[Passage] = []
-    for document, number in _rounds(order, rng, max(count * 4, len(order))):
+    for document, begin in _places(order, rng, max(count * 4, len(order))):
         if len(passages) == count:
             break
         length = lengths[len(passages) % len(lengths)]
-        text = document.text[number : number + length * CHARACTERS_PER_TOKEN]
+        text = document.text[begin : begin + length * CHARACTERS_PER_TOKEN]
         hidden, known = hide_facts(text, max(1, length // facts), rng) if facts else (text, [])
         plain, ids = (encode(tokenizer, t)[:, :length] for t in (text, hidden))
         if plain.shape[1] == ids.shape[1] == length:
@@ -68,10 +68,44 @@ def cut_passages(
     return passages
 
 
-def _rounds(order: Sequence[Document], rng: random.Random, limit: int) -> Iterator[tuple[Document, int]]:
+def whole_intervals(lengths: Sequence[int], interval: int, least: int = 1) -> list[int]:
+    """Lengths cut to whole update intervals, at least so many of them.
+
+    >>> whole_intervals([100, 500], 256)
+    [256, 256]
+    """
+    return [max(least, length // interval) * interval for length in lengths]
+
+
+def deal(sources: Sequence[Sequence[Passage]], count: int, rounds: int) -> list[list[Passage]]:
+    """For each round the passages that it reads: from the sources in turn, so that every round reads every source.
+
+    Args:
+        count: of all passages, at most. rounds: each gets a passage at least.
+
+    Raises:
+        ValueError: if there are fewer passages than rounds.
+    """
+    mixed = [
+        (source[number], number + place)
+        for number in range(max(map(len, sources)))
+        for place, source in enumerate(sources)
+        if number < len(source)
+    ][:count]
+    if len(mixed) < rounds:
+        raise ValueError(f"{len(mixed)} passages are not enough for {rounds} rounds")
+    if len({turn % rounds for _, turn in mixed}) < rounds:  # few passages
+        mixed = [(passage, index) for index, (passage, _) in enumerate(mixed)]
+    return [[passage for passage, turn in mixed if turn % rounds == own] for own in range(rounds)]
+
+
+def longest(passages: Sequence[Passage], count: int) -> list[Passage]:
+    """So many of the passages."""
+    return sorted(passages, key=lambda passage: passage.ids.shape[1])[-count:]
+
+
+def _places(order: Sequence[Document], rng: random.Random, limit: int) -> Iterator[tuple[Document, int]]:
     """Documents one after the other with the character to begin at: their beginning first, then random places."""
-    for turn in range(limit):
-        document = order[turn % len(order)] if order else None
-        if document is None:
-            return
+    for turn in range(limit if order else 0):
+        document = order[turn % len(order)]
         yield document, 0 if turn < len(order) else rng.randrange(max(1, len(document.text) // 2))

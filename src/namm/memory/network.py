@@ -28,6 +28,7 @@ def parameter_shapes(features: int, hidden: int) -> dict[str, tuple[int, ...]]:
 
 
 def parameter_count(features: int, hidden: int) -> int:
+    """Length of the flat vector."""
     return sum(math.prod(shape) for shape in parameter_shapes(features, hidden).values())
 
 
@@ -103,6 +104,6 @@ def token_outputs(features: Tensor, weights: Mapping[str, Tensor], heads: int = 
 
 
 def token_scores(features: Tensor, weights: Mapping[str, Tensor], heads: int = 1) -> Tensor:
-    """One score a token, ``[..., tokens]``; a token is worth keeping where it is >= 0."""
+    """One score a token, ``[..., tokens]``; a token is to be kept where it is >= 0."""
     hidden = token_outputs(features, weights, heads)
     return (hidden @ weights["score.weight"]).squeeze(-1) + weights["score.bias"]

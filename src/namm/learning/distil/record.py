@@ -1,4 +1,4 @@
-"""What a network is taught with: the features of cached tokens, and what each of them went on to change."""
+"""What a network is distilled from: the features of cached tokens, and what each of them went on to change."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MINIMUM_REST = 0.01  # attention left for others, below which a token is simply 
 
 
 @dataclass(frozen=True)
-class Sample:
+class Recording:
     """One head at one update.
 
     Attributes:
@@ -57,7 +57,7 @@ class Recorder(Policy):
     """Keeps every token (or what `acting` keeps) and writes down what it sees.
 
     Attributes:
-        config: of the memory to be taught.
+        config: of the memory to be distilled.
         document: tokens of the document; later ones are its repetition, which is only listened to.
         horizon: the document's last tokens, which are only listened to as well: without a continuation of their own,
             new tokens would look useless.
@@ -109,10 +109,10 @@ class Recorder(Policy):
             return self.acting.select(heads)
         return [torch.ones(head.tokens, dtype=torch.bool, device=head.keys.device) for head in heads]
 
-    def samples(self, received: dict[tuple[int, int], Received]) -> list[Sample]:
+    def recordings(self, received: dict[tuple[int, int], Received]) -> list[Recording]:
         """What was seen, with what a full pass over the same document found to be received."""
         return [
-            Sample(spectrogram, positions[-1] - positions, received[layer, head].after(updates)[positions.long()])
+            Recording(spectrogram, positions[-1] - positions, received[layer, head].after(updates)[positions.long()])
             for layer, head, updates, positions, spectrogram in self.seen
         ]
 
@@ -151,8 +151,8 @@ def record_document(
     rng: random.Random,
     horizon: int = 0,
     acting: NAMMPolicy | None = None,
-) -> list[Sample]:
-    """Samples of one document: as a full cache sees it and, with `acting`, as it looks when that memory forgets.
+) -> list[Recording]:
+    """Recordings of one document: as a full cache sees it and, with `acting`, as it looks when that memory forgets.
 
     One pass over the document, the words of `repeat` and the document again finds what every token changes, in its own
     continuation and in its copy, in which the model looks up what it repeats.
@@ -176,9 +176,9 @@ def record_document(
     whole = torch.cat([whole, document[:, : -whole.shape[1] % interval]], dim=1)  # the last block must be full
     full = Recorder(config, tokens, horizon, share, rng)
     model(whole, past_key_values=MemoryCache(model, full), logits_to_keep=1)
-    samples = full.samples(full.received)
+    recordings = full.recordings(full.received)
     if acting is not None:
         forgetting = Recorder(config, tokens, horizon, share, rng, acting)
         model(document, past_key_values=MemoryCache(model, forgetting), logits_to_keep=1)
-        samples += forgetting.samples(full.received)
-    return samples
+        recordings += forgetting.recordings(full.received)
+    return recordings

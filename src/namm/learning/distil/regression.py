@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from namm.learning.descent import Training, draw, padded
-from namm.learning.distil.record import Sample
+from namm.learning.distil.record import Recording
 from namm.memory import NAMM, NAMMConfig
 from namm.memory.network import initial_parameters, token_scores, unflatten
 from namm.memory.spectrogram import compress
@@ -24,7 +24,7 @@ class TrainConfig:
     """Adam with one learning-rate cycle.
 
     Attributes:
-        steps: of `batch` samples each.
+        steps: of `batch` recordings each.
         learning_rate: its peak.
         clip: gradient norm.
         seed: of everything random.
@@ -55,7 +55,7 @@ def influence_loss(scores: Tensor, influence: Tensor, power: float) -> Tensor:
 
 
 def train(
-    samples: Sequence[Sample],
+    recordings: Sequence[Recording],
     config: NAMMConfig,
     training: TrainConfig,
     *,
@@ -67,18 +67,18 @@ def train(
     Deterministic for its arguments on one machine, also when it was interrupted and resumed.
 
     Args:
-        samples: at least one.
+        recordings: at least one.
         checkpoint: where to save the state of training every so often, and to resume from.
         progress: called with the steps done and the running loss.
 
     Raises:
-        ValueError: without samples, or if the loss is not finite.
+        ValueError: without recordings, or if the loss is not finite.
     """
-    if not samples:
+    if not recordings:
         raise ValueError("nothing was recorded to train on: the documents are shorter than one update interval")
-    memory = NAMM(config, _start(config, training.seed), *_statistics(samples, config))
-    memory.flat[-1] = training.power * float(_log_mean(samples))
-    ordered = sorted(samples, key=lambda sample: len(sample.ages))
+    memory = NAMM(config, _start(config, training.seed), *_statistics(recordings, config))
+    memory.flat[-1] = training.power * float(_log_mean(recordings))
+    ordered = sorted(recordings, key=lambda recording: len(recording.ages))
     state = Training(memory.flat, training.learning_rate, training.steps, checkpoint)
     for step in state.left():
         batch = draw(ordered, training.batch, random.Random(f"{training.seed} {step}"))
@@ -88,12 +88,12 @@ def train(
     return memory
 
 
-def _batch_loss(memory: NAMM, flat: Tensor, batch: Sequence[Sample], power: float) -> Tensor:
-    """Mean over samples of the mean over tokens."""
+def _batch_loss(memory: NAMM, flat: Tensor, batch: Sequence[Recording], power: float) -> Tensor:
+    """Mean over recordings of the mean over tokens."""
     config = memory.config
-    features = padded([memory.features(sample.spectrogram, sample.ages) for sample in batch])
-    influence = padded([sample.influence.float() for sample in batch])
-    weight = padded([torch.full((len(sample.ages),), 1 / (len(sample.ages) * len(batch))) for sample in batch])
+    features = padded([memory.features(recording.spectrogram, recording.ages) for recording in batch])
+    influence = padded([recording.influence.float() for recording in batch])
+    weight = padded([torch.full((len(recording.ages),), 1 / (len(recording.ages) * len(batch))) for recording in batch])
     scores = token_scores(features, unflatten(flat, config.features, config.hidden), config.heads)
     return (influence_loss(scores, influence, power) * weight).sum()
 
@@ -102,17 +102,27 @@ def _start(config: NAMMConfig, seed: int) -> Tensor:
     return initial_parameters(config.features, config.hidden, torch.Generator().manual_seed(seed))
 
 
-def _statistics(samples: Sequence[Sample], config: NAMMConfig) -> tuple[Tensor, Tensor]:
+def _statistics(recordings: Sequence[Recording], config: NAMMConfig) -> tuple[Tensor, Tensor]:
     """Mean and variance of the network's spectrogram features over every seventh token."""
     total = torch.zeros(2, len(config.ema) * config.spectrogram.bins, dtype=torch.float64)
     count = 0
-    for sample in samples:
-        seen = compress(sample.spectrogram[::7].float(), config.spectrogram).flatten(1).double()
+    for recording in recordings:
+        seen = compress(recording.spectrogram[::7].float(), config.spectrogram).flatten(1).double()
         total += torch.stack([seen.sum(0), seen.square().sum(0)])
         count += len(seen)
     mean = total[0] / count
     return mean.float(), (total[1] / count - mean.square()).clamp_min(1e-6).float()
 
 
-def _log_mean(samples: Sequence[Sample]) -> Tensor:
-    return torch.stack([sample.influence.float().mean() for sample in samples]).mean().add(FLOOR).log()
+def _log_mean(recordings: Sequence[Recording]) -> Tensor:
+    return torch.stack([recording.influence.float().mean() for recording in recordings]).mean().add(FLOOR).log()
+
+
+@torch.no_grad()
+def centre(memory: NAMM, recordings: Sequence[Recording], kept: float) -> NAMM:
+    """The memory with its score shifted so that it would keep about `kept` of the recorded tokens at offset 0."""
+    some = recordings[:: max(1, len(recordings) // 300)]
+    scores = torch.cat([memory.scores(memory.features(one.spectrogram, one.ages)) for one in some])
+    flat = memory.flat_parameters()
+    flat[-1] -= scores[:: 1 + len(scores) // 10**7].quantile(1 - kept)  # torch's limit
+    return replace(memory, flat=flat)

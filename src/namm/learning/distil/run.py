@@ -6,17 +6,18 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from namm.learning.calibrate import calibrate_on_longest, centre
-from namm.learning.distil.record import Sample, record_document
-from namm.learning.distil.regression import TrainConfig, train
-from namm.learning.passages import Passage, cut_passages
+from namm.learning.calibration import calibrate
+from namm.learning.distil.record import Recording, record_document
+from namm.learning.distil.regression import TrainConfig, centre, train
+from namm.learning.passages import Passage, cut_passages, longest, whole_intervals
+from namm.learning.stored import stored
 from namm.memory import NAMM, NAMMConfig
 from namm.models.load import local_path
 from namm.policies import NAMMPolicy
-from namm.support.files import load_saved, save_atomically
 from namm.support.fingerprints import fingerprint, model_fingerprint
 from namm.support.runs import Progress, check_output, claim
 from namm.tasks.documents import Document
@@ -76,15 +77,15 @@ def distill(
     Raises:
         ValueError: if no document is long enough, or `folder` holds anything but the work of these arguments.
     """
-    folder, interval = Path(folder), memory.update_interval
+    folder, seed = Path(folder), settings.training.seed
     check_output(folder, inputs=[local_path(model.name_or_path)])
     passages = cut_passages(
         tokenizer,
         documents,
-        lengths=[max(interval, length // interval * interval) for length in settings.lengths],
+        lengths=whole_intervals(settings.lengths, memory.update_interval),
         count=settings.documents,
         facts=settings.facts,
-        rng=random.Random(f"{settings.training.seed} passages"),
+        rng=random.Random(f"{seed} passages"),
     )
     depends = {
         "model": model_fingerprint(model),
@@ -93,55 +94,53 @@ def distill(
         "passages": fingerprint(*(passage.ids for passage in passages)),
     }
     with claim(folder, "distillation", depends):
-        return _distill(model, tokenizer, passages, folder, memory, settings, progress)
+        (folder / "work").mkdir(exist_ok=True)
+        learned = _learn(model, tokenizer, passages, folder / "work", memory, settings, progress)
+        long = longest(passages, settings.calibration)
+        calibrated = calibrate(model, learned, long, settings.kept, progress)
+        origin = f"Distilled from {model.name_or_path or type(model).__name__} with `namm distill`: {settings}."
+        calibrated.memory.save_pretrained(folder, calibrated.card("A distilled memory", origin))
+    return calibrated.memory
 
 
-def _distill(
+def _learn(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     passages: Sequence[Passage],
-    folder: Path,
+    work: Path,
     memory: NAMMConfig,
     settings: DistillConfig,
     progress: Callable[[Progress], None],
 ) -> NAMM:
-    work = folder / "work"
-    work.mkdir(exist_ok=True)
     first = max(1, round(settings.first * len(passages)))
     repeat = encode(tokenizer, REPEAT, begins=False)
 
-    def record(index: int, acting: NAMMPolicy | None) -> list[Sample]:
-        file = work / f"{index:04d}.pt"
-        if not file.exists():
-            rng = random.Random(f"{settings.training.seed} record {index}")
-            if acting is not None:
-                acting = replace(acting, offset=rng.uniform(-0.5, 1.0))
-            ids = passages[index].ids
-            horizon = min(settings.horizon, ids.shape[1] // 2)
-            samples = record_document(
-                model, ids, repeat, memory, heads=settings.heads, rng=rng, horizon=horizon, acting=acting
-            )
-            save_atomically([asdict(sample) for sample in samples], file)
-        progress(Progress("recording", index + 1, len(passages), passages[index].name))
-        return _load_samples(file)
+    def make(index: int, acting: NAMMPolicy | None) -> list[dict[str, Any]]:
+        rng = random.Random(f"{settings.training.seed} record {index}")
+        if acting is not None:
+            acting = replace(acting, offset=rng.uniform(-0.5, 1.0))
+        ids = passages[index].ids
+        horizon = min(settings.horizon, ids.shape[1] // 2)
+        made = record_document(
+            model, ids, repeat, memory, heads=settings.heads, rng=rng, horizon=horizon, acting=acting
+        )
+        return [asdict(recording) for recording in made]
 
-    def learn(samples: Sequence[Sample], training: TrainConfig, name: str) -> NAMM:
+    def record(index: int, acting: NAMMPolicy | None) -> list[Recording]:
+        found = stored(work / f"{index:04d}.pt", lambda: make(index, acting))
+        progress(Progress("recording", index + 1, len(passages), passages[index].name))
+        return [Recording(**recording) for recording in found]
+
+    def learn(recordings: Sequence[Recording], training: TrainConfig, name: str) -> NAMM:
         def report(step: int, loss: float) -> None:
             progress(Progress(f"training ({name})", step, training.steps, f"loss {loss:.3f}"))
 
-        return train(samples, memory, training, checkpoint=work / f"{name}.ckpt", progress=report)
+        learned = train(recordings, memory, training, checkpoint=work / f"{name}.ckpt", progress=report)
+        return centre(learned, recordings, settings.kept)
 
-    samples = [sample for index in range(first) for sample in record(index, None)]
+    recordings = [recording for index in range(first) for recording in record(index, None)]
     # the memory that acts errs on the side of keeping what may be needed, as influence_loss does with power 1
     quick = replace(settings.training, steps=max(1, settings.training.steps // 4), power=1.0)
-    early = centre(learn(samples, quick, "first"), samples, settings.kept)
-    acting = NAMMPolicy(early, offset=0.0)
-    samples += [sample for index in range(first, len(passages)) for sample in record(index, acting)]
-    learned = centre(learn(samples, settings.training, "final"), samples, settings.kept)
-    learned = calibrate_on_longest(model, learned, passages, settings.calibration, settings.kept, progress)
-    learned.save_pretrained(folder)
-    return learned
-
-
-def _load_samples(file: Path) -> list[Sample]:
-    return [Sample(**values) for values in load_saved(file)]
+    acting = NAMMPolicy(learn(recordings, quick, "first"), offset=0.0)
+    recordings += [recording for index in range(first, len(passages)) for recording in record(index, acting)]
+    return learn(recordings, settings.training, "final")

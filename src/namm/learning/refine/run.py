@@ -1,19 +1,28 @@
-"""From a memory and texts to a refined and calibrated one, resumable at every step."""
+"""From a memory and texts to a refined and calibrated one, resumable at every step.
+
+Rounds of two steps: a memory forgets while passages are read, and every decision is credited with what it saved of the
+divergence from the full cache (`namm.learning.refine.probe`); then the network learns to move its scores by that
+(`namm.learning.refine.regression`).
+"""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from namm.learning.calibrate import calibrate_on_longest
-from namm.learning.passages import Passage, cut_passages
-from namm.learning.refine.learn import RefineConfig, in_turn, refine
-from namm.learning.refine.lessons import Reading
+from namm.learning.calibration import calibrate
+from namm.learning.passages import Passage, cut_passages, deal, longest, whole_intervals
+from namm.learning.refine.probe import Example, Reading, make_probe, run_probe
+from namm.learning.refine.regression import RefineConfig, fit
+from namm.learning.stored import stored
 from namm.memory import NAMM
 from namm.models.load import local_path
 from namm.support.fingerprints import fingerprint, model_fingerprint
@@ -21,9 +30,10 @@ from namm.support.runs import Progress, check_output, claim
 from namm.tasks.documents import Document
 
 FACTS = 120  # one hidden fact for about so many tokens
+LEAST = 3  # update intervals of a passage: two whose decisions are credited, and one more block
 
 
-def improve(
+def refine_memory(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     memory: NAMM,
@@ -36,10 +46,10 @@ def improve(
     settings: RefineConfig,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> NAMM:
-    """Refine a memory (see `refine`), calibrate it, and write it to `folder`.
+    """Refine a memory, calibrate it, and write it to `folder`.
 
     What was found is kept in ``folder/work``; run again with the same arguments, an interrupted run goes on where it
-    stopped and ends with the same parameters.
+    stopped and ends with the same parameters. The model is left as it was.
 
     Args:
         memory: calibrated; the result aims at the fraction that it aims at.
@@ -48,68 +58,96 @@ def improve(
         calibration: tokens of the passages that offsets are calibrated on, one from each source that has such a text.
 
     Raises:
-        ValueError: if a source has no document that is long enough, the memory is not calibrated, or `folder` holds the
-            work of other arguments.
+        ValueError: if a source has no document that is long enough, there are fewer passages than rounds, the memory is
+            not calibrated, or `folder` holds anything but the work of these arguments.
     """
-    folder, interval = Path(folder), memory.config.update_interval
+    folder, seed = Path(folder), settings.seed
     check_output(folder, inputs=[local_path(model.name_or_path)])
     if not memory.config.calibration:
         raise ValueError("only a calibrated memory can be refined, such as `namm distill` makes")
-    whole = [max(3 * interval, length // interval * interval) for length in lengths]
-    count = -(-documents // len(sources))
-    cut = [_cut(tokenizer, source, whole, count, f"{settings.seed} passages {n}") for n, source in enumerate(sources)]
-    dealt = [
-        (source[number], (number + place) % settings.rounds)  # so that every round reads every source
-        for number in range(max(map(len, cut)))
-        for place, source in enumerate(cut)
-        if number < len(source)
-    ][:documents]
-    passages, turns = [passage for passage, _ in dealt], [turn for _, turn in dealt]
-    if len(set(turns)) < settings.rounds:  # few passages: every round needs one
-        turns = in_turn(len(passages), settings.rounds)
+
+    def cut(tokens: Sequence[int], count: int, place: int, purpose: str) -> list[Passage]:
+        rng = random.Random(f"{seed} {purpose} {place}")
+        return cut_passages(tokenizer, sources[place], lengths=tokens, count=count, facts=FACTS, rng=rng)
+
+    whole, each = whole_intervals(lengths, memory.config.update_interval, LEAST), -(-documents // len(sources))
+    passages = [cut(whole, each, place, "passages") for place in range(len(sources))]
+    dealt = deal(passages, documents, settings.rounds)
     depends = {
         "model": model_fingerprint(model),
         "start": memory.fingerprint(),
         "settings": asdict(settings),
-        "passages": fingerprint(*(passage.ids for passage in passages), turns),
+        "passages": fingerprint([len(own) for own in dealt], *(passage.ids for own in dealt for passage in own)),
     }
     with claim(folder, "refinement", depends):
-        return _improve(model, tokenizer, memory, sources, folder, passages, turns, calibration, settings, progress)
+        refined = run_rounds(model, tokenizer, memory, dealt, settings, folder / "work", progress)
+        long: list[Passage] = []
+        for place in range(len(sources)):
+            with suppress(ValueError):  # a source without a text of that length
+                long += cut([calibration], 1, place, "calibration")
+        long = longest(long or [passage for own in dealt for passage in own], len(sources))
+        calibrated = calibrate(model, refined, long, memory.config.kept or 0.25, progress)
+        origin = f"Refined on {model.name_or_path or type(model).__name__} with `namm refine`: {settings}."
+        calibrated.memory.save_pretrained(folder, calibrated.card("A refined memory", origin))
+    return calibrated.memory
 
 
-def _improve(
+def run_rounds(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     memory: NAMM,
-    sources: Sequence[Sequence[Document]],
-    folder: Path,
-    passages: Sequence[Passage],
-    turns: Sequence[int],
-    calibration: int,
+    passages: Sequence[Sequence[Passage]],
     settings: RefineConfig,
-    progress: Callable[[Progress], None],
+    work: Path,
+    progress: Callable[[Progress], None] = lambda progress: None,
 ) -> NAMM:
-    def reading(done: int, found: Reading) -> None:
-        note = f"divergence {found.passage:.3f}, of what is recalled {found.recall:.2f}, at {found.kept:.2f} kept"
-        progress(Progress("reading", done, len(passages), note))
+    """The memory after its rounds; its calibration has to be made anew.
 
-    def learning(turn: int, step: int, loss: float) -> None:
-        progress(Progress(f"learning ({turn + 1} of {settings.rounds})", step, settings.steps, f"loss {loss:.2f}"))
+    Deterministic for its arguments on one machine, also when it was interrupted and resumed.
 
-    refined = refine(
-        model, tokenizer, memory, passages, settings, folder / "work", turns=turns, reading=reading, learning=learning
-    )
-    long: list[Passage] = []
-    for number, source in enumerate(sources):
-        with suppress(ValueError):
-            long += _cut(tokenizer, source, [calibration], 1, f"{settings.seed} calibration {number}")
-    kept = memory.config.kept or 0.25
-    refined = calibrate_on_longest(model, refined, long or passages, len(sources), kept, progress)
-    refined.save_pretrained(folder)
-    return refined
+    Args:
+        memory: calibrated, see `calibrate`.
+        passages: for each round those that it reads, each of whole update intervals.
+        work: a folder for what was found; a run that finds its own files there goes on from them.
+
+    Raises:
+        ValueError: if a round has no passage, or a passage is too short.
+    """
+    every = [passage for own in passages for passage in own]
+    if len(passages) != settings.rounds or not all(passages):
+        raise ValueError(f"each of {settings.rounds} rounds needs a passage")
+    if any(passage.ids.shape[1] < LEAST * memory.config.update_interval for passage in every):
+        raise ValueError(f"a passage needs {LEAST} update intervals of {memory.config.update_interval} tokens")
+    work.mkdir(parents=True, exist_ok=True)
+    done = 0
+    for turn, own in enumerate(passages):
+        examples: list[Example] = []
+        for number, passage in enumerate(own):
+            name = f"{turn}-{number:04d}"
+            found = stored(work / f"{name}.pt", partial(_read, model, tokenizer, memory, passage, settings, name))
+            examples += [Example(**example) for example in found["examples"]]
+            reading, done = Reading(**found["reading"]), done + 1
+            note = f"divergence {reading.passage:.3f}, of what is recalled {reading.recall:.2f}"
+            progress(Progress("reading", done, len(every), f"{note}, at {reading.kept:.2f} kept"))
+
+        def report(step: int, loss: float, stage: str = f"learning ({turn + 1} of {len(passages)})") -> None:
+            progress(Progress(stage, step, settings.steps, f"loss {loss:.2f}"))
+
+        memory = fit(memory, examples, settings, settings.bounds[turn], report, work / f"{turn}.ckpt")
+    return memory
 
 
-def _cut(
-    tokenizer: PreTrainedTokenizerBase, source: Sequence[Document], lengths: Sequence[int], count: int, seed: str
-) -> list[Passage]:
-    return cut_passages(tokenizer, source, lengths=lengths, count=count, facts=FACTS, rng=random.Random(seed))
+def _read(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    memory: NAMM,
+    passage: Passage,
+    settings: RefineConfig,
+    name: str,
+) -> dict[str, Any]:
+    rng = random.Random(f"{settings.seed} read {name}")
+    probe = make_probe(passage, tokenizer, rng)
+    low, high = (math.log(fraction) for fraction in settings.fractions)
+    kept = math.exp(rng.uniform(low, high))
+    examples, reading = run_probe(model, memory, probe, kept, scored=settings.scored, recall=settings.recall, rng=rng)
+    return {"examples": [asdict(example) for example in examples], "reading": asdict(reading)}

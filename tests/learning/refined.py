@@ -17,7 +17,6 @@ CONFIG = NAMMConfig(
     compression="log",
     calibration=((0.2, 32, -0.05), (0.2, 128, -0.05), (0.6, 32, 0.05), (0.6, 128, 0.05)),
 )
-EVERY_LAYER = frozenset({0, 1})
 
 
 def middling(offset: float = 0.0) -> NAMM:
