@@ -246,8 +246,8 @@ MUTATIONS = [
     Mutation(
         "influence in earlier blocks counts too",
         "learning/distil/record.py",
-        "torch.stack(self.blocks[updates:])",
-        "torch.stack(self.blocks)",
+        "torch.stack(received[layer, head][updates:])",
+        "torch.stack(received[layer, head])",
         (f"{DISTIL}::test_recorded_targets_are_what_the_lack_of_a_token_changes",),
     ),
     Mutation(

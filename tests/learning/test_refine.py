@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pkgutil
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,13 @@ def test_a_memory_without_calibration_is_refused(reader, characters, tmp_path: P
     memory = NAMM(NAMMConfig(update_interval=32, hidden=8))
     with pytest.raises(ValueError, match="only a calibrated memory"):
         refine_memory(reader, characters, memory, SOURCES, tmp_path, lengths=[96], documents=4, settings=SETTINGS)
+    with pytest.raises(ValueError, match="at least one source"):
+        refine_memory(reader, characters, middling(), [], tmp_path, lengths=[96], documents=4, settings=SETTINGS)
+
+
+def test_no_exported_name_hides_a_module() -> None:
+    """As `refine` and `calibrate` would: ``import namm.learning.refine.run as run`` would find a function."""
+    assert not {module.name for module in pkgutil.iter_modules(namm.learning.__path__)} & set(namm.learning.__all__)
 
 
 def test_other_passages_are_other_work(reader, characters, tmp_path: Path) -> None:

@@ -38,21 +38,6 @@ class Recording:
 
 
 @dataclass
-class Received:
-    """The largest influence that each token of a document has after each update, for one head.
-
-    Attributes:
-        blocks: for every block of queries ``[document tokens]``, zero where a token did not exist yet.
-    """
-
-    blocks: list[Tensor] = field(default_factory=list)
-
-    def after(self, updates: int) -> Tensor:
-        """``[document tokens]``: influence in all blocks after the first `updates`."""
-        return torch.stack(self.blocks[updates:]).amax(0)
-
-
-@dataclass
 class Recorder(Policy):
     """Keeps every token (or what `acting` keeps) and writes down what it sees.
 
@@ -63,7 +48,8 @@ class Recorder(Policy):
             new tokens would look useless.
         share: share of the heads whose features are recorded at each update.
         acting: decides what is kept, so that features are recorded as they look under eviction.
-        received: for (layer, head), see `Received`; only without `acting`.
+        received: for (layer, head) and every block of queries the influence of each token of the document on them,
+            ``[document tokens]``, zero where a token did not exist yet; only without `acting`.
         seen: recorded (layer, head, updates so far, positions, spectrogram).
     """
 
@@ -74,7 +60,7 @@ class Recorder(Policy):
     share: float
     rng: random.Random
     acting: NAMMPolicy | None = None
-    received: dict[tuple[int, int], Received] = field(default_factory=lambda: defaultdict(Received))
+    received: dict[tuple[int, int], list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     seen: list[tuple[int, int, int, Tensor, Tensor]] = field(default_factory=list)
 
     queries = None
@@ -92,7 +78,7 @@ class Recorder(Policy):
             block = torch.zeros(self.document, dtype=torch.float16)
             found = influence(head.attention[:, self.carry :: EVERY], head.values, inside)
             block[head.positions[:inside].long().cpu()] = found.clamp_max(6e4).to("cpu", torch.float16)
-            self.received[head.layer, head.index].blocks.append(block)
+            self.received[head.layer, head.index].append(block)
         if head.seen > self.document:
             return None
         spectrogram = update_spectrogram(head.columns["spectrogram"], mean_of(head.attention), self.config.spectrogram)
@@ -109,12 +95,13 @@ class Recorder(Policy):
             return self.acting.select(heads)
         return [torch.ones(head.tokens, dtype=torch.bool, device=head.keys.device) for head in heads]
 
-    def recordings(self, received: dict[tuple[int, int], Received]) -> list[Recording]:
-        """What was seen, with what a full pass over the same document found to be received."""
-        return [
-            Recording(spectrogram, positions[-1] - positions, received[layer, head].after(updates)[positions.long()])
-            for layer, head, updates, positions, spectrogram in self.seen
-        ]
+    def recordings(self, received: dict[tuple[int, int], list[Tensor]]) -> list[Recording]:
+        """What was seen, with what a full pass over the same document found to be received afterwards."""
+        found = []
+        for layer, head, updates, positions, spectrogram in self.seen:
+            largest = torch.stack(received[layer, head][updates:]).amax(0)
+            found.append(Recording(spectrogram, positions[-1] - positions, largest[positions.long()]))
+        return found
 
 
 def influence(attention: Tensor, values: Tensor, tokens: int) -> Tensor:

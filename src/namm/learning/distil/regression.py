@@ -76,8 +76,10 @@ def train(
     """
     if not recordings:
         raise ValueError("nothing was recorded to train on: the documents are shorter than one update interval")
-    memory = NAMM(config, _start(config, training.seed), *_statistics(recordings, config))
-    memory.flat[-1] = training.power * float(_log_mean(recordings))
+    start = initial_parameters(config.features, config.hidden, torch.Generator().manual_seed(training.seed))
+    memory = NAMM(config, start, *_statistics(recordings, config))
+    typical = torch.stack([recording.influence.float().mean() for recording in recordings]).mean()
+    memory.flat[-1] = training.power * typical.add(FLOOR).log()
     ordered = sorted(recordings, key=lambda recording: len(recording.ages))
     state = Training(memory.flat, training.learning_rate, training.steps, checkpoint)
     for step in state.left():
@@ -98,10 +100,6 @@ def _batch_loss(memory: NAMM, flat: Tensor, batch: Sequence[Recording], power: f
     return (influence_loss(scores, influence, power) * weight).sum()
 
 
-def _start(config: NAMMConfig, seed: int) -> Tensor:
-    return initial_parameters(config.features, config.hidden, torch.Generator().manual_seed(seed))
-
-
 def _statistics(recordings: Sequence[Recording], config: NAMMConfig) -> tuple[Tensor, Tensor]:
     """Mean and variance of the network's spectrogram features over every seventh token."""
     total = torch.zeros(2, len(config.ema) * config.spectrogram.bins, dtype=torch.float64)
@@ -112,10 +110,6 @@ def _statistics(recordings: Sequence[Recording], config: NAMMConfig) -> tuple[Te
         count += len(seen)
     mean = total[0] / count
     return mean.float(), (total[1] / count - mean.square()).clamp_min(1e-6).float()
-
-
-def _log_mean(recordings: Sequence[Recording]) -> Tensor:
-    return torch.stack([recording.influence.float().mean() for recording in recordings]).mean().add(FLOOR).log()
 
 
 @torch.no_grad()

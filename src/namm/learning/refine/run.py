@@ -65,6 +65,8 @@ def refine_memory(
     check_output(folder, inputs=[local_path(model.name_or_path)])
     if not memory.config.calibration:
         raise ValueError("only a calibrated memory can be refined, such as `namm distill` makes")
+    if not sources:
+        raise ValueError("there are no documents to refine on: give at least one source")
 
     def cut(tokens: Sequence[int], count: int, place: int, purpose: str) -> list[Passage]:
         rng = random.Random(f"{seed} {purpose} {place}")
