@@ -28,6 +28,7 @@ def parameter_shapes(features: int, hidden: int) -> dict[str, tuple[int, ...]]:
 
 
 def parameter_count(features: int, hidden: int) -> int:
+    """How many numbers the flat vector holds."""
     return sum(math.prod(shape) for shape in parameter_shapes(features, hidden).values())
 
 
