@@ -42,7 +42,8 @@ class Example:
     """One head at one update.
 
     Attributes:
-        features: ``[tokens, features]`` float16. scores: ``[tokens]``, as the decision was made by.
+        features: ``[tokens, features]`` float16.
+        scores: ``[tokens]``, as the decision was made by.
         gain: ``[tokens]``, nats a block that having the token saved or would have saved.
         sinks: ``[tokens]`` bool, see `SINK`.
     """

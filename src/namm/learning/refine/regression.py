@@ -39,7 +39,9 @@ class RefineConfig:
         recall: weight of the mean divergence on answers and quotations (which most tokens do nothing for) beside that
             of a block of the passage.
         stride: how far a score is moved for an advantage of 1.
-        steps, batch, learning_rate: Adam in each round.
+        steps: of Adam in each round.
+        batch: examples of a step.
+        learning_rate: its peak.
         seed: of everything random.
     """
 

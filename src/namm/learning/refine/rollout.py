@@ -28,7 +28,9 @@ class Decision:
     """What was decided about one head at one update.
 
     Attributes:
-        layer, head: where; `head` counts KV heads. block: number of the block of queries that ended here.
+        layer: where.
+        head: the same, counting KV heads.
+        block: number of the block of queries that ended here.
         features: ``[tokens, features]``, what the network saw.
         scores: ``[tokens]``, the offset included.
         positions: ``[tokens]`` int64, the tokens that the head held in this block.
