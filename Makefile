@@ -7,7 +7,8 @@
 # make faults     which test holds which fault that was found once
 # make mutations  break the library in one place after the other, and see that tests notice (ten minutes)
 # make fuzz       the readers of files under a fuzzer, for SECONDS=60
-# make test-lowest  the quick tests with the lowest versions that pyproject.toml names
+# make test-lowest   the quick tests with the lowest versions that pyproject.toml names (installs gigabytes)
+# make test-pythons  make test on Python 3.12 and 3.13, where they are here
 # make docs       the documents as a site, in build/site
 # make results    docs/results.md, and the tables of README and card, from the measurements in benchmarks/results
 #
@@ -22,7 +23,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 MODELS := $(VENV)/.models-installed
 
-.PHONY: setup demo test test-slow test-lowest lint bench docs results faults mutations fuzz
+.PHONY: setup demo test test-slow test-lowest test-pythons lint bench docs results faults mutations fuzz
 
 setup: $(INSTALLED)
 
@@ -48,6 +49,23 @@ test: $(MODELS) lint
 
 test-slow: $(MODELS)
 	$(BIN)/python -m pytest -m slow
+
+# what needs no extra but evolve's; the others are held back by what they need themselves
+QUICK := tests/cache tests/evolution tests/fuzz tests/inspection tests/learning tests/memory tests/models tests/policies \
+	tests/support tests/cli/test_plan.py tests/test_decision.py tests/test_house.py tests/test_planning.py
+
+test-lowest:
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(PYTHON) tests/lowest.py evolve > $(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/python -m pip install -e '.[evolve]' hypothesis psutil pytest -c $(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/python -m pytest -m "not slow and not model" $(QUICK)
+
+test-pythons:
+	@for version in 3.12 3.13; do \
+		if command -v python$$version >/dev/null && python$$version -c ''; then \
+			$(MAKE) test PYTHON=python$$version VENV=$(VENV)-$$version || exit 1; \
+		else echo "no Python $$version here"; fi; \
+	done
 
 lint: setup
 	$(BIN)/ruff check .
