@@ -103,6 +103,7 @@ class Measurements:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.made = made
         self.rows: list[Row] = []
+        self.load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # what else the machine is doing
         self.journal = Journal(self.path.with_name(f".{self.path.stem}.journal.jsonl"))
 
     def row(self, measure: Callable[[], Row], **what: Any) -> Row:
@@ -117,6 +118,7 @@ class Measurements:
         head = {
             "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
             "date": datetime.date.today().isoformat(),
+            "load": self.load,
         }
         described = strict_json(head | self.made, indent=1).removesuffix("\n}")
         rows = ",\n  ".join(strict_json(row) for row in self.rows)

@@ -60,6 +60,8 @@ def origin(found: Row) -> str:
         parts.append(f"{model['name']} in {model['dtype']} (weights {model['fingerprint']})")
         parts.append(f"memory {memory['name']} (weights {memory['fingerprint']})")
     parts.append(f"{machine.get('device') or machine['processor']}, {machine['threads']} of {machine['cores']} cores")
+    if found.get("load") is not None:
+        parts.append(f"load average when it began {found['load']:.1f}")
     parts.append(", ".join(f"{name} {version}" for name, version in versions.items()))
     return "; ".join(parts) + ".\n"
 
