@@ -53,11 +53,15 @@ def test_the_lines_of_the_readme_run(
 ) -> None:
     (block,) = blocks(ROOT / "README.md", "python")
 
-    def few(text: str, **options: Any) -> Any:
-        return characters(text.encode("ascii", "replace").decode()[:600], **options)
+    class Few:
+        decode = staticmethod(characters.decode)
 
-    few.decode = characters.decode  # type: ignore[attr-defined]
-    monkeypatch.setattr(namm, "load_model", lambda name: (reader, few))
+        def apply_chat_template(self, chat: list[dict[str, str]], add_generation_prompt: bool, **options: Any) -> Any:
+            text = chat[0]["content"].encode("ascii", "replace").decode()
+            assert add_generation_prompt and text.endswith("?")
+            return characters(text[-600:], **options)
+
+    monkeypatch.setattr(namm, "load_model", lambda name: (reader, Few()))
     monkeypatch.chdir(ROOT)
     exec(compile(block, "README.md", "exec"), {})
     assert re.search(r"seen 6\d\d tokens, kept \d", capsys.readouterr().out)
