@@ -154,7 +154,7 @@ def deadly(log: Path, flat: torch.Tensor) -> NAMM:
 @pytest.fixture(scope="module")
 def ray():
     found = pytest.importorskip("ray")
-    os.environ["RAY_worker_niceness"] = "0"  # its workers are so polite that they starve on a busy machine
+    os.environ.update(RAY_worker_niceness="0")  # its workers are so polite that they starve on a busy machine
     found.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield found
     found.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
