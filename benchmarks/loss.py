@@ -66,11 +66,7 @@ def main() -> None:
 
     for kind, name, ids in track(found, "passages"):
         what = {"tokens": arguments.tokens, "tail": arguments.tail, "kind": kind, "passage": name}
-        results.row(partial(measure, ids, "full", None), **what, policy="full", aim=1.0)
-        for aim in arguments.fractions:
-            own = results.row(partial(measure, ids, "namm", aim), **what, policy="namm", aim=aim)
-            for policy in arguments.policies:
-                results.row(partial(measure, ids, policy, own["kept_fraction"]), **what, policy=policy, aim=aim)
+        results.under_every_policy(partial(measure, ids), what, arguments)
     results.write()
 
 

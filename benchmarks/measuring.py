@@ -17,6 +17,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import torch
 
 import namm
 from namm.support.files import strict_json, write_atomically
-from namm.support.fingerprints import fingerprint, model_fingerprint
+from namm.support.fingerprints import model_fingerprint
 from namm.support.journal import Journal, Row
 
 RESULTS = Path(__file__).with_name("results")
@@ -57,11 +58,6 @@ def load(arguments: argparse.Namespace) -> Setup:
     return Setup(model, tokenizer, namm.NAMM.from_pretrained(arguments.memory))
 
 
-def memory_fingerprint(memory: namm.NAMM) -> str:
-    """Of a memory's parameters, statistics and configuration."""
-    return fingerprint(vars(memory.config), memory.flat, memory.mean, memory.variance)
-
-
 def made_with(arguments: argparse.Namespace, setup: Setup) -> Row:
     """What the numbers depend on: weights, versions, the machine."""
     return {
@@ -70,7 +66,7 @@ def made_with(arguments: argparse.Namespace, setup: Setup) -> Row:
             "fingerprint": model_fingerprint(setup.model),
             "dtype": str(setup.model.dtype).removeprefix("torch."),
         },
-        "memory": {"name": str(arguments.memory), "fingerprint": memory_fingerprint(setup.memory)},
+        "memory": {"name": str(arguments.memory), "fingerprint": setup.memory.fingerprint()},
     } | surroundings(setup.model.device)
 
 
@@ -112,6 +108,20 @@ class Measurements:
         del found["key"]
         self.rows.append(found)
         return found
+
+    def under_every_policy(self, measure: Callable[[str, float | None], Row], what: Row, arguments: Any) -> None:
+        """Rows of the full cache, and at each of the fractions of the memory and of the other rules.
+
+        The memory aims at the fraction; what it really kept is the other rules' budget.
+
+        Args:
+            measure: of a policy and its budget; its row has a ``kept_fraction``.
+        """
+        self.row(partial(measure, "full", None), **what, policy="full", aim=1.0)
+        for aim in arguments.fractions:
+            own = self.row(partial(measure, "namm", aim), **what, policy="namm", aim=aim)
+            for policy in arguments.policies:
+                self.row(partial(measure, policy, own["kept_fraction"]), **what, policy=policy, aim=aim)
 
     def write(self) -> None:
         """Put the file in place; the journal of the run has then done its work."""

@@ -57,11 +57,7 @@ def main() -> None:
             sample = GENERATORS[task](haystack, setup.tokenizer, tokens=length, seed=seed)
             parts = sample.token_ids(setup.tokenizer)
             what = {"task": task, "tokens": length, "seed": seed}
-            results.row(partial(measure, parts, "full", None), **what, policy="full", aim=1.0)
-            for aim in arguments.fractions:
-                own = results.row(partial(measure, parts, "namm", aim), **what, policy="namm", aim=aim)
-                for policy in arguments.policies:
-                    results.row(partial(measure, parts, policy, own["kept_fraction"]), **what, policy=policy, aim=aim)
+            results.under_every_policy(partial(measure, parts), what, arguments)
     results.write()
 
 
