@@ -38,6 +38,24 @@ def ids() -> torch.Tensor:
     return torch.randint(3, 200, (1, 300), generator=torch.Generator().manual_seed(1))
 
 
+@pytest.fixture(scope="session")
+def wild() -> PreTrainedModel:
+    """A random Llama whose weights are so large that it matters what is attended to, and where it stands."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=200,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=0,
+        eos_token_id=None,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
 class Characters:
     """A tokenizer of bytes, for models of 260 tokens."""
 

@@ -9,7 +9,7 @@ import weakref
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from namm import NAMM, MemoryCache, NAMMConfig, UnsupportedModelError
 from namm.cache.layer import MemoryLayer
@@ -27,24 +27,6 @@ EVICTING.append(NAMMPolicy(NAMM(NAMMConfig(update_interval=16))))
 
 def named(policy: Policy) -> str:
     return policy.name
-
-
-@pytest.fixture(scope="module")
-def wild() -> PreTrainedModel:
-    """Weights so large that what is attended to matters."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=200,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        pad_token_id=0,
-        eos_token_id=None,
-        initializer_range=0.3,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 def tokens(rows: int, count: int, seed: int = 1) -> Tensor:
