@@ -99,13 +99,13 @@ class MemoryCache(Cache):
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """As transformers' own; refuses to go on after a call that was interrupted between two layers."""
-        if is_compiled(self.loan.model):
-            raise UnsupportedModelError(COMPILED)
         if layer_idx >= len(self.layers):
             raise UnsupportedModelError(
                 f"this cache has {len(self.layers)} layers, the model a layer {layer_idx}: it was made for another one"
             )
-        if layer_idx == self._forgetting[0].index:
+        if layer_idx == self._forgetting[0].index:  # once a forward pass
+            if is_compiled(self.loan.model):
+                raise UnsupportedModelError(COMPILED)
             if len({layer.seen_with_padding for layer in self._forgetting}) > 1:
                 raise RuntimeError(
                     "an earlier call was interrupted and the layers of this cache saw different tokens; reset() it"

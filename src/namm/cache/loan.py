@@ -64,10 +64,6 @@ class Loan:
                 _restore(self.configs)
             _collect()
 
-    def covers(self, config: Any) -> bool:
-        """Whether a module with this configuration belongs to the model."""
-        return any(config is own for own in self.configs)
-
     def __del__(self) -> None:  # of a cache that was given up in the middle of a call
         if self._holding and _collect is not None:  # the interpreter may be ending
             _abandoned.append(self.configs)

@@ -108,17 +108,15 @@ def _with_columns(visible: Tensor, columns: int) -> Tensor:
     return torch.cat([visible, visible.new_ones(len(visible), max(0, missing))], dim=1)[:, :columns]
 
 
-def real_tokens(mask: Tensor | None, batch: int, tokens: int) -> Tensor | None:
+def real_tokens(mask: Tensor, batch: int, tokens: int) -> Tensor | None:
     """Which new tokens a mask that the model made itself calls real: ``[batch, tokens]`` bool, None where all are.
 
     Args:
-        mask: None, ``[batch, columns]``, or ``[batch, 1, tokens, tokens]``, bool (True: attend) or additive.
+        mask: ``[batch, columns]``, or ``[batch, 1, tokens, tokens]``, bool (True: attend) or additive.
 
     Raises:
         UnsupportedModelError: if the mask is anything but causal with padding.
     """
-    if mask is None:
-        return None
     if mask.ndim == 2 and mask.shape[-1] >= tokens:
         real = mask[:, mask.shape[-1] - tokens :].bool()
         return None if bool(real.all()) else real.expand(batch, tokens)

@@ -38,15 +38,13 @@ def load(model: str, dtype: Dtype, device: str | None) -> tuple[Any, Any]:
 
 
 def _check_device(device: str) -> None:
-    import torch
+    from namm.models.precision import usable_device
 
     try:
-        wanted = torch.device(device)
-        torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "torch can't use it"
-        raise ValueError(f"no device {device!r} on this machine ({reason}); --device cpu always works") from None
-    if wanted.type == "meta":
+        found = usable_device(device)
+    except ValueError as error:
+        raise ValueError(f"{error}; --device cpu always works") from None
+    if found.type == "meta":
         raise ValueError("the device 'meta' holds no numbers; --device cpu always works")
 
 

@@ -77,14 +77,15 @@ def answer(model: Any, tokenizer: Any, ids: Tensor, cache: MemoryCache, new_toke
     """Greedily chosen token ids that follow ``[1, tokens]``, of which the cache has read all but some at the end."""
     import torch
 
-    pad = next(token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if token is not None)
+    from namm.tasks.answering import padding_token
+
     output = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         past_key_values=cache,
         max_new_tokens=new_tokens,
         do_sample=False,
-        pad_token_id=pad,
+        pad_token_id=padding_token(tokenizer),
         **options,
     )
     return output[0, ids.shape[1] :]
