@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from importlib import resources
@@ -79,7 +80,7 @@ class Plan:
         are held, with free slots behind them.
         """
         config, interval = self.memory, self.memory.update_interval
-        state = len(config.ema) * config.spectrogram.bins * getattr(torch, config.state_dtype).itemsize
+        state = sum(math.prod(column.shape) * column.dtype.itemsize for column in config.state.values())
         position = torch.int32.itemsize
         undecided = min(context, interval)
         tokens = round_up(min(context, round(fraction * context) + undecided))

@@ -104,26 +104,26 @@ def learnable(count: int) -> list[Recording]:
     recordings = []
     for _ in range(count):
         level = torch.rand(40, generator=generator) * 6 - 7
-        spectrogram = level.exp()[:, None, None].expand(40, 2, 17).bfloat16()
-        recordings.append(Recording(spectrogram, torch.arange(39, -1, -1).int(), level.exp().half()))
+        observed = level[:, None].expand(40, 34).half()
+        recordings.append(Recording(observed, torch.arange(39, -1, -1).int(), level.exp().half()))
     return recordings
 
 
 def test_training_learns_what_can_be_learned() -> None:
     memory = train(learnable(40), CONFIG, TrainConfig(steps=400, batch=4))
     recording = learnable(1)[0]
-    scores = memory.scores(memory.features(recording.spectrogram, recording.ages))
+    scores = memory.scores(memory.features(recording.observed, recording.ages))
     correlation = torch.corrcoef(torch.stack([scores, recording.influence.float().log()]))[0, 1]
     assert correlation > 0.97
 
 
 def test_the_power_of_the_settings_is_learned() -> None:
     """Where features say nothing of an influence that is 1 once in four times, and nothing else."""
-    flat = [replace(one, spectrogram=one.spectrogram * 0 + 0.01) for one in learnable(20)]
+    flat = [replace(one, observed=one.observed * 0 - 4.6) for one in learnable(20)]
     rare = [replace(one, influence=(torch.arange(40) % 4 == n % 4).half() * 0.3) for n, one in enumerate(flat)]
     for power in (0.5, 1.0):
         memory = train(rare, CONFIG, TrainConfig(steps=300, batch=4, power=power))
-        scores = memory.scores(memory.features(rare[0].spectrogram, rare[0].ages))
+        scores = memory.scores(memory.features(rare[0].observed, rare[0].ages))
         assert float(scores.mean()) == pytest.approx(math.log(0.25 * 0.3**power), abs=0.25)
 
 
@@ -132,7 +132,7 @@ def test_scores_are_centred_where_the_wished_fraction_is_kept() -> None:
     memory = train(recordings, CONFIG, TrainConfig(steps=50, batch=2))
     for kept in (0.2, 0.6):
         moved = centre(memory, recordings, kept)
-        scores = torch.cat([moved.scores(moved.features(one.spectrogram, one.ages)) for one in recordings])
+        scores = torch.cat([moved.scores(moved.features(one.observed, one.ages)) for one in recordings])
         assert float((scores >= 0).float().mean()) == pytest.approx(kept, abs=0.01)
         assert torch.equal(moved.flat[:-1], memory.flat[:-1])
 

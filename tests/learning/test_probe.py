@@ -11,7 +11,7 @@ from namm import NAMM
 from namm.learning import Passage
 from namm.learning.refine.probe import CUE, QUOTE, SINK, attention_received, example_of, make_probe, run_probe
 from namm.learning.refine.rollout import Decision
-from namm.memory.spectrogram import update_spectrogram
+from namm.memory.features import observe, observed
 
 
 def test_a_probe_marks_answers_and_quotation(characters) -> None:
@@ -39,22 +39,33 @@ def test_quotations_are_from_anywhere_but_the_first_token(characters) -> None:
     assert min(begins) < 200 and max(begins) > 700 and len(set(begins)) > 20
 
 
-def test_attention_is_read_off_the_features() -> None:
-    memory = NAMM(replace(CONFIG, normalised=True), mean=torch.full((34,), -2.0), variance=torch.full((34,), 4.0))
-    signal = torch.full((32 + CONFIG.spectrogram.carry, 5), 0.03)
-    spectrogram = torch.zeros(5, 2, 17)
+@pytest.mark.parametrize("bands", [(), ((0, 0), (1, 16))])
+@pytest.mark.parametrize("compression", ["log", "none"])
+def test_attention_is_read_off_what_was_observed(bands, compression) -> None:
+    config = replace(
+        CONFIG, bands=bands, compression=compression, birth=True, update_interval=32, state_dtype="float32"
+    )
+    signal = torch.full((32 + config.spectrogram.carry, 5), 0.03)
+    columns = {name: torch.zeros(5, *column.shape) for name, column in config.state.items()}
+    columns["positions"] = torch.arange(5)
     for _ in range(40):
-        spectrogram = update_spectrogram(spectrogram, signal, CONFIG.spectrogram)
-    features = memory.features(spectrogram, torch.arange(4, -1, -1))
-    assert attention_received(memory, features) == pytest.approx(torch.full((5,), 0.03), rel=1e-3)
+        observe(columns, signal, 0, config)
+    assert attention_received(NAMM(config), observed(columns, config)) == pytest.approx(
+        torch.full((5,), 0.03), rel=1e-3
+    )
+
+
+def test_a_first_band_that_is_not_the_mean_attention_is_refused() -> None:
+    with pytest.raises(ValueError, match="bin 0 alone"):
+        attention_received(NAMM(replace(CONFIG, bands=((0, 3),))), torch.zeros(5, 2))
 
 
 def test_a_token_gains_what_it_saved_a_block() -> None:
-    features = torch.zeros(4, CONFIG.features)
-    features[:, 8] = -9.0  # hardly any attention
+    found = torch.zeros(4, CONFIG.observed)
+    found[:, 0] = -9.0  # hardly any attention
     credit, blocks = torch.tensor([-6.0, 2.0, 0.0, 0.0]), torch.tensor([3.0, 1.0, 0.0, 0.0])
     positions, kept = torch.arange(4), torch.ones(4, dtype=torch.bool)
-    decision = Decision(0, 0, 0, features, torch.zeros(4), positions, kept, credit, blocks)
+    decision = Decision(0, 0, 0, found, torch.zeros(4), positions, kept, credit, blocks)
     example = example_of(NAMM(CONFIG), decision)
     assert example.gain.tolist() == [2.0, -2.0, 0.0, 0.0] and not example.sinks.any()
 
@@ -63,10 +74,10 @@ def test_sinks_are_what_far_more_attention_rests_on_than_an_equal_share() -> Non
     """Of 400 tokens each has 0.0025 at an equal share: `SINK` counts. Of 20 it is five times 0.05."""
 
     def sinks(tokens: int, attention: float) -> int:
-        features = torch.full((tokens, CONFIG.features), -9.0)
-        features[3, 8] = torch.tensor(attention * CONFIG.window / 2).log()
+        found = torch.full((tokens, CONFIG.observed), -9.0)
+        found[3, 0] = torch.tensor(attention * CONFIG.window / 2).log()
         whole, none = torch.ones(tokens), torch.zeros(tokens)
-        decision = Decision(0, 0, 0, features, none, torch.arange(tokens), whole.bool(), none, whole)
+        decision = Decision(0, 0, 0, found, none, torch.arange(tokens), whole.bool(), none, whole)
         return int(example_of(NAMM(CONFIG), decision).sinks.sum())
 
     assert [sinks(400, attention) for attention in (SINK * 0.9, SINK * 1.1)] == [0, 1]

@@ -19,16 +19,20 @@ from namm.learning.refine.regression import (
     weights,
 )
 
+AGES = torch.zeros(20, dtype=torch.int32)
+
 
 def examples(count: int = 40) -> list[Example]:
     """Of heads in which the newer half of the tokens gains something, which the features tell."""
     generator = torch.Generator().manual_seed(0)
     found = []
     for _ in range(count):
-        features = torch.randn(20, CONFIG.features, generator=generator)
-        features[:, 9] = torch.linspace(-1, 1, 20)
-        gain = 1e-6 * (features[:, 9] > 0) + 3e-6 * torch.randn(20, generator=generator)
-        found.append(Example(features.half(), torch.randn(20, generator=generator), gain, torch.zeros(20).bool()))
+        seen = torch.randn(20, CONFIG.observed, generator=generator)
+        seen[:, 1] = torch.linspace(-1, 1, 20)
+        gain = 1e-6 * (seen[:, 1] > 0) + 3e-6 * torch.randn(20, generator=generator)
+        found.append(
+            Example(seen.half(), AGES[:20], torch.randn(20, generator=generator), gain, torch.zeros(20).bool())
+        )
     return found
 
 
@@ -36,7 +40,7 @@ def examples(count: int = 40) -> list[Example]:
 def test_advantages_are_bounded_on_both_sides() -> None:
     gain = torch.tensor([-4.0, -1.0, 0.0, 2.0, 5.0, 100.0])
     assert advantage(gain, 2.0, 1.2).tolist() == pytest.approx([-1.2, -1.2, -1.0, 0.0, 1.2, 1.2])
-    example = Example(torch.zeros(6, CONFIG.features), torch.zeros(6), gain, torch.zeros(6).bool())
+    example = Example(torch.zeros(6, CONFIG.observed), AGES[:6], torch.zeros(6), gain, torch.zeros(6).bool())
     assert moves(example, 2.0, 1.2, 0.5).tolist() == pytest.approx([-0.6, -0.6, -0.5, 0.0, 0.6, 0.6])
 
 
@@ -46,7 +50,7 @@ def test_a_gain_counts_for_no_more_than_the_bound() -> None:
     gain = torch.full((20,), 1e-6)
     gain[3] = gain[-1] = 1.0  # the newest stays anyway and says nothing
     none = torch.zeros(20)
-    example = Example(torch.zeros(20, CONFIG.features), none, gain, none.bool())
+    example = Example(torch.zeros(20, CONFIG.observed), AGES[:20], none, gain, none.bool())
     assert find_multiplier([example], 9.0) == pytest.approx(2e-6, rel=1e-3)
 
 
@@ -66,7 +70,9 @@ def test_neither_sinks_nor_the_newest_tokens_set_the_multiplier() -> None:
 
 def test_sinks_are_lifted_and_weigh_more_and_the_newest_weighs_nothing() -> None:
     sinks = torch.tensor([True, True, False, False])
-    example = Example(torch.zeros(4, CONFIG.features), torch.tensor([-1.0, 9.0, 0.0, 0.0]), -torch.ones(4), sinks)
+    example = Example(
+        torch.zeros(4, CONFIG.observed), AGES[:4], torch.tensor([-1.0, 9.0, 0.0, 0.0]), -torch.ones(4), sinks
+    )
     assert moves(example, 1.0, 300.0, 0.4).tolist() == pytest.approx([SINK_SCORE + 1, 0.0, -0.8, -0.8])
     assert weights(example).tolist() == pytest.approx([SINK_WEIGHT / 4, SINK_WEIGHT / 4, 0.25, 0.0])
 
@@ -74,11 +80,12 @@ def test_sinks_are_lifted_and_weigh_more_and_the_newest_weighs_nothing() -> None
 def test_what_attention_rests_on_is_not_lowered() -> None:
     given = [
         replace(
-            example, sinks=example.features[:, 9] < -0.8, gain=example.gain - 1e-4 * (example.features[:, 9] < -0.8)
+            example, sinks=example.observed[:, 1] < -0.8, gain=example.gain - 1e-4 * (example.observed[:, 1] < -0.8)
         )
         for example in examples(200)
     ]
-    start, features = middling(), examples(1)[0].features.float()
+    start = middling()
+    features = start.features(examples(1)[0].observed.float(), AGES[:20])
     fitted = fit(start, given, RefineConfig(steps=200, stride=0.2), 300.0)
     moved = fitted.scores(features) - start.scores(features)
     assert float(moved[:2].min()) > -0.5, "with a hundred times the multiplier lost, it would have gone far"
@@ -110,7 +117,7 @@ def test_a_harmful_memory_has_no_multiplier() -> None:
 def test_fitting_raises_the_scores_of_what_gains() -> None:
     start = middling()
     fitted = fit(start, examples(200), RefineConfig(steps=200, stride=0.2), 300.0)
-    features = torch.stack([example.features.float() for example in examples(30)])
+    features = torch.stack([start.features(example.observed.float(), AGES[:20]) for example in examples(30)])
     moved = fitted.scores(features) - start.scores(features)
     assert float(moved[:, 10:].mean() - moved[:, :10].mean()) > 0.1
 

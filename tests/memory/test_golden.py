@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import namm.memory.features
 import namm.memory.namm
 import namm.memory.network
 import namm.memory.spectrogram
@@ -36,22 +37,22 @@ def _swap_read(flat: Tensor, features: int, hidden: int) -> dict[str, Tensor]:
     return parts
 
 
-def _forward_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _forward_attention(query: Tensor, key: Tensor, value: Tensor, reach: int | None = None) -> Tensor:
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
-def _open_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _open_attention(query: Tensor, key: Tensor, value: Tensor, reach: int | None = None) -> Tensor:
     return torch.nn.functional.scaled_dot_product_attention(query, key, value)
 
 
-def _without_itself(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _without_itself(query: Tensor, key: Tensor, value: Tensor, reach: int | None = None) -> Tensor:
     logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     older = torch.ones(logits.shape[-2:], dtype=torch.bool).tril(0)
     older[-1, -1] = False
     return logits.masked_fill(older, -math.inf).softmax(-1) @ value
 
 
-def _unscaled(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _unscaled(query: Tensor, key: Tensor, value: Tensor, reach: int | None = None) -> Tensor:
     return backward_attention(query * query.shape[-1] ** 0.5, key, value)
 
 
@@ -129,15 +130,15 @@ WRONG = {
     "gain 1 - c": (namm.memory.spectrogram, "moving_averages", _averages(lambda c, hop: c**hop, lambda c, hop: 1 - c)),
     "no gain": (namm.memory.spectrogram, "moving_averages", _averages(lambda c, hop: c**hop, lambda c, hop: 1.0)),
     "c a frame": (namm.memory.spectrogram, "moving_averages", _averages(lambda c, hop: c, lambda c, hop: 1 - c)),
-    "carry c^16": (namm.policies.namm, "update_spectrogram", _carry(lambda queries: 16)),
-    "carry c^frames": (namm.policies.namm, "update_spectrogram", _carry(lambda queries: queries / 16)),
-    "carry nothing": (namm.policies.namm, "update_spectrogram", _carry(lambda queries: math.inf)),
-    "tail forgotten": (namm.policies.namm, "update_spectrogram", _no_tail),
-    "cosines first": (namm.memory.namm, "age_features", _cosines_first),
-    "ages from 1": (namm.memory.namm, "age_features", _from_one),
-    "ages by cache index": (namm.memory.namm, "age_features", _by_cache_index),
+    "carry c^16": (namm.memory.features, "update_spectrogram", _carry(lambda queries: 16)),
+    "carry c^frames": (namm.memory.features, "update_spectrogram", _carry(lambda queries: queries / 16)),
+    "carry nothing": (namm.memory.features, "update_spectrogram", _carry(lambda queries: math.inf)),
+    "tail forgotten": (namm.memory.features, "update_spectrogram", _no_tail),
+    "cosines first": (namm.memory.features, "age_features", _cosines_first),
+    "ages from 1": (namm.memory.features, "age_features", _from_one),
+    "ages by cache index": (namm.memory.features, "age_features", _by_cache_index),
     "spectrogram before age": (namm.NAMM, "features", _spectrogram_first),
-    "not normalised": (namm.memory.namm, "normalise", _unnormalised),
+    "not normalised": (namm.memory.features, "normalise", _unnormalised),
 }
 
 

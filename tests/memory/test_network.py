@@ -9,19 +9,20 @@ from hypothesis import strategies as st
 from namm.memory.network import QUERY_TILE, initial_parameters, parameter_count, token_scores, unflatten
 
 
-def reference(features: np.ndarray, parts: dict[str, np.ndarray], heads: int) -> np.ndarray:
+def reference(features: np.ndarray, parts: dict[str, np.ndarray], heads: int, reach: int | None) -> np.ndarray:
     """Scores token by token in float64, from the definition."""
     projected = features @ parts["attention.qkv.weight"] + parts["attention.qkv.bias"]
     query, key, value = np.split(projected, 3, axis=1)
     width = query.shape[1] // heads
     scores = np.zeros(len(features))
     for i in range(len(features)):
+        seen = slice(i, None if reach is None else i + reach + 1)
         read = np.zeros(query.shape[1])
         for h in range(heads):
             own = slice(h * width, (h + 1) * width)
-            logits = key[i:, own] @ query[i, own] / np.sqrt(width)
+            logits = key[seen, own] @ query[i, own] / np.sqrt(width)
             weights = np.exp(logits - logits.max())
-            read[own] = (weights / weights.sum()) @ value[i:, own]
+            read[own] = (weights / weights.sum()) @ value[seen, own]
         residual, modulation = np.split(read @ parts["attention.output.weight"] + parts["attention.output.bias"], 2)
         hidden = features[i] * (1 + modulation) + residual
         scores[i] = hidden @ parts["score.weight"][:, 0] + parts["score.bias"][0]
@@ -32,15 +33,16 @@ def reference(features: np.ndarray, parts: dict[str, np.ndarray], heads: int) ->
 @given(
     tokens=st.sampled_from([1, 2, 7, QUERY_TILE, QUERY_TILE + 1, 2 * QUERY_TILE + 5]),
     heads=st.sampled_from([1, 2, 4]),
+    reach=st.sampled_from([None, 0, 1, 64, QUERY_TILE, QUERY_TILE + 1, 3 * QUERY_TILE]),
     seed=st.integers(0, 2**16),
 )
-def test_equals_the_definition_in_float64(tokens, heads, seed):
+def test_equals_the_definition_in_float64(tokens, heads, reach, seed):
     generator = torch.Generator().manual_seed(seed)
     flat = torch.randn(parameter_count(6, 8), dtype=torch.float64, generator=generator) * 0.5
     features = torch.randn(tokens, 6, dtype=torch.float64, generator=generator)
     parts = unflatten(flat, 6, 8)
-    expected = reference(features.numpy(), {k: v.numpy() for k, v in parts.items()}, heads)
-    np.testing.assert_allclose(token_scores(features, parts, heads).numpy(), expected, atol=1e-9)
+    expected = reference(features.numpy(), {k: v.numpy() for k, v in parts.items()}, heads, reach)
+    np.testing.assert_allclose(token_scores(features, parts, heads, reach).numpy(), expected, atol=1e-9)
 
 
 def test_padding_on_the_old_side_changes_nothing() -> None:

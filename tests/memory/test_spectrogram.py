@@ -33,6 +33,8 @@ def reference(signals: list[np.ndarray], config: SpectrogramConfig) -> np.ndarra
                 g = c**config.hop
                 averages[:, e] += (1 - g) * g ** (frames - 1 - t) * magnitude
         tail = padded[len(padded) - config.carry :]
+    if config.bands:
+        averages = np.stack([averages[..., first : last + 1].mean(-1) for first, last in config.bands], axis=-1)
     return averages
 
 
@@ -42,14 +44,15 @@ def reference(signals: list[np.ndarray], config: SpectrogramConfig) -> np.ndarra
     tokens=st.integers(1, 5),
     shape=st.sampled_from([(32, 16), (16, 16), (32, 8), (8, 4)]),
     ema=st.lists(st.sampled_from([0.9, 0.99, 0.999]), min_size=1, max_size=3, unique=True),
+    bands=st.sampled_from([(), ((0, 0), (1, 4)), ((0, 0), (1, 2), (3, 4)), ((2, 2),)]),
     seed=st.integers(0, 2**16),
 )
-def test_equals_the_definition_in_float64(blocks, tokens, shape, ema, seed):
-    config = SpectrogramConfig(*shape, tuple(ema))
+def test_equals_the_definition_in_float64(blocks, tokens, shape, ema, bands, seed):
+    config = SpectrogramConfig(*shape, tuple(ema), bands=bands)
     rng = np.random.default_rng(seed)
     lengths = [max(n * config.hop, -(-config.carry // config.hop) * config.hop) for n in blocks]
     signals = [rng.random((length, tokens)) for length in lengths]
-    state = torch.zeros(tokens, len(ema), config.bins, dtype=torch.float64)
+    state = torch.zeros(tokens, len(ema), config.channels, dtype=torch.float64)
     tail = torch.zeros(config.carry, tokens, dtype=torch.float64)
     for signal in signals:
         whole = torch.cat([tail, torch.tensor(signal)])
@@ -104,7 +107,17 @@ def test_log_compression_and_normalisation() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"window": 31}, {"hop": 7}, {"hop": 0}, {"ema": ()}, {"ema": (1.0,)}, {"compression": "cube"}]
+    "values",
+    [
+        {"window": 31},
+        {"hop": 7},
+        {"hop": 0},
+        {"ema": ()},
+        {"ema": (1.0,)},
+        {"compression": "cube"},
+        {"bands": ((0, 17),)},
+        {"bands": ((3, 2),)},
+    ],
 )
 def test_bad_configurations_are_refused(values: dict[str, object]) -> None:
     with pytest.raises(ValueError):

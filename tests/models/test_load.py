@@ -1,3 +1,4 @@
+import hashlib
 import importlib.util
 import json
 import math
@@ -123,7 +124,7 @@ def logits(model, tokenizer, text="the cat and the hat"):
         return model(**tokenizer(text, return_tensors="pt", return_token_type_ids=False)).logits
 
 
-def embed_tiny(monkeypatch, tmp_path, gguf_file, pieces=3):
+def embed_tiny(monkeypatch, tmp_path, gguf_file, pieces=3, sha256=None):
     """Install the tiny GGUF file, cut in pieces, as the packages of an embedded model named `tiny`."""
     content = Path(gguf_file).read_bytes()
     size = math.ceil(len(content) / pieces)
@@ -134,7 +135,9 @@ def embed_tiny(monkeypatch, tmp_path, gguf_file, pieces=3):
         (package / f"tiny.{i}").write_bytes(content[i * size : (i + 1) * size])
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     embedded = namm.models.load.EmbeddedModel(
-        tuple(f"tiny_part{i}/tiny.{i}" for i in range(pieces)), install="pip install tiny"
+        tuple(f"tiny_part{i}/tiny.{i}" for i in range(pieces)),
+        install="pip install tiny",
+        sha256=sha256 or hashlib.sha256(content).hexdigest(),
     )
     monkeypatch.setitem(namm.models.load.EMBEDDED, "tiny", embedded)
 
@@ -308,6 +311,12 @@ def test_embedded_model_in_pieces(gguf_file, tmp_path, monkeypatch, tiny):
     assert model.name_or_path == "tiny"
 
 
+def test_pieces_of_another_file_are_refused(gguf_file, tmp_path, monkeypatch):
+    embed_tiny(monkeypatch, tmp_path, gguf_file, sha256="0" * 64)
+    with pytest.raises(ValueError, match="'tiny' is not the one it should be"):
+        load_model("tiny", dtype="float32")
+
+
 def test_missing_piece_names_the_command(gguf_file, tmp_path, monkeypatch):
     embed_tiny(monkeypatch, tmp_path, gguf_file)
     (tmp_path / "site" / "tiny_part1" / "tiny.1").unlink()
@@ -476,6 +485,7 @@ def test_a_folder_with_a_broken_tokenizer(content, folder):
     [
         ("smollm2-135m", "The three primary colours are", "red"),
         ("gemma3-270m", "The capital of Japan is", "Tokyo"),
+        pytest.param("qwen2.5-coder-0.5b", "def reverse(text: str) -> str:\n", "[::-1]", marks=pytest.mark.slow),
     ],
 )
 def test_embedded_models(name, prompt, answer, monkeypatch):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from namm.memory.network import token_scores, unflatten
 from namm.policies import NAMMPolicy
 from namm.policies.base import Head
 
@@ -34,8 +33,8 @@ class PopulationPolicy(NAMMPolicy):
         features = heads[0].summary.new_zeros(len(heads), longest, memory.config.features)
         for head, padded in zip(heads, features, strict=True):
             padded[longest - head.tokens :] = head.summary
-        weights = unflatten(memory.flat[:, None], memory.config.features, memory.config.hidden)
-        scores = token_scores(features.unflatten(0, (members, -1)), weights, memory.config.heads).flatten(0, 1)
+        population = replace(memory, flat=memory.flat[:, None])
+        scores = population.scores(features.unflatten(0, (members, -1))).flatten(0, 1)
         own = [row[longest - head.tokens :] for row, head in zip(scores, heads, strict=True)]
         broken = torch.stack([row.isnan().any() for row in own])
         self.failed.update(heads[int(i)].row for i in broken.nonzero())

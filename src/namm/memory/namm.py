@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from namm.memory.config import NAMMConfig
+from namm.memory.features import network_features
 from namm.memory.files import (
     CARD_FILE,
     CONFIG_FILE,
@@ -21,80 +22,11 @@ from namm.memory.files import (
     find_memory,
     read_tensors,
 )
-from namm.memory.network import initial_parameters, parameter_count, parameter_shapes, token_scores, unflatten
-from namm.memory.spectrogram import SpectrogramConfig, age_features, compress, normalise
+from namm.memory.network import initial_parameters, parameter_shapes, token_scores, unflatten
 from namm.support.files import commit, prepare, strict_json, write_atomically
 from namm.support.fingerprints import fingerprint
 
 REACH = 4  # times the longest calibrated length, to which offsets are extrapolated
-
-
-@dataclass(frozen=True)
-class NAMMConfig:
-    """Everything about a memory that is not a parameter. The defaults are the paper's reference configuration.
-
-    Attributes:
-        hidden: width of the backward attention.
-        heads: its heads; divides `hidden`.
-        update_interval: new tokens between two decisions, a multiple of the hop.
-        window: see `SpectrogramConfig`.
-        hop: see `SpectrogramConfig`.
-        ema: see `SpectrogramConfig`.
-        compression: see `SpectrogramConfig`.
-        normalised: subtract and divide by the fixed statistics stored beside the parameters.
-        state_dtype: how a kept token's spectrogram is stored in the cache, ``"float32"`` or ``"bfloat16"``.
-        calibration: measured triples (kept fraction, tokens seen, score offset), by which `offset_for` turns a wish
-            into an offset. A fixed offset keeps a smaller fraction of longer texts.
-        kept: the fraction this memory aims at where its user names none; None: keep where the score is >= 0.
-    """
-
-    hidden: int = 32
-    heads: int = 1
-    update_interval: int = 512
-    window: int = 32
-    hop: int = 16
-    ema: tuple[float, ...] = (0.99,)
-    compression: str = "none"
-    normalised: bool = False
-    state_dtype: str = "float32"
-    calibration: tuple[tuple[float, int, float], ...] = ()
-    kept: float | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "ema", tuple(self.ema))
-        object.__setattr__(
-            self, "calibration", tuple((float(k), int(t), float(o)) for k, t, o in sorted(self.calibration))
-        )
-        if self.hidden < 1 or self.heads < 1 or self.hidden % self.heads:
-            raise ValueError(f"heads ({self.heads}) must divide the hidden width ({self.hidden})")
-        if self.update_interval < self.hop or self.update_interval % self.hop:
-            raise ValueError(f"update_interval {self.update_interval} must be a positive multiple of hop {self.hop}")
-        if self.update_interval < self.spectrogram.carry:
-            raise ValueError(f"update_interval {self.update_interval} must not be shorter than window - hop")
-        if not all(math.isfinite(value) for triple in self.calibration for value in triple):
-            raise ValueError("the calibration holds NaN or infinite values")
-        if self.state_dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"state_dtype must be 'float32' or 'bfloat16', got {self.state_dtype!r}")
-
-    @property
-    def spectrogram(self) -> SpectrogramConfig:
-        return SpectrogramConfig(self.window, self.hop, self.ema, self.compression)
-
-    @property
-    def features(self) -> int:
-        return self.spectrogram.features
-
-    @property
-    def parameters(self) -> int:
-        return parameter_count(self.features, self.hidden)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> NAMMConfig:
-        """Raises ValueError for keys that no field has: a misspelt key must not pass as a default."""
-        unknown = sorted(set(values) - {f.name for f in fields(cls)} - {"model_type"})
-        if unknown:
-            raise ValueError(f"unknown keys in the memory's configuration: {', '.join(unknown)}")
-        return cls(**{key: value for key, value in values.items() if key != "model_type"})
 
 
 @dataclass
@@ -109,7 +41,7 @@ class NAMM:
         config: see `NAMMConfig`.
         flat: ``[parameters]`` float32 in the order of `namm.memory.network.parameter_shapes`;
             ``[population, parameters]`` for a population scored at once.
-        mean: ``[len(ema) * bins]`` float32, used where ``config.normalised``.
+        mean: ``[config.observed]`` float32, used where ``config.normalised``.
         variance: likewise.
     """
 
@@ -122,7 +54,7 @@ class NAMM:
         config = self.config
         if self.flat is None:
             self.flat = initial_parameters(config.features, config.hidden, torch.Generator().manual_seed(0))
-        statistics = len(config.ema) * config.spectrogram.bins
+        statistics = config.observed
         self.mean = torch.zeros(statistics) if self.mean is None else self.mean
         self.variance = torch.ones(statistics) if self.variance is None else self.variance
         self.load_flat_parameters(self.flat)
@@ -154,25 +86,14 @@ class NAMM:
     def to(self, device: torch.device | str) -> NAMM:
         return replace(self, flat=self.flat.to(device), mean=self.mean.to(device), variance=self.variance.to(device))
 
-    def features(self, spectrogram: Tensor, ages: Tensor) -> Tensor:
-        """What the network sees of every token: age features, then the spectrogram's (docs/mathematics.md, 4 and 5).
-
-        Args:
-            spectrogram: ``[..., tokens, len(ema), bins]`` averaged magnitudes.
-            ages: ``[..., tokens]`` integers, 0 for the newest.
-
-        Returns:
-            ``[..., tokens, features]`` float32.
-        """
-        magnitudes = compress(spectrogram.float(), self.config.spectrogram).flatten(-2)
-        if self.config.normalised:
-            magnitudes = normalise(magnitudes, self.mean, self.variance)
-        return torch.cat([age_features(ages), magnitudes], dim=-1)
+    def features(self, observed: Tensor, ages: Tensor) -> Tensor:
+        """What the network sees of every token, ``[tokens, features]`` float32; see `network_features`."""
+        return network_features(observed, ages, self.config, self.mean, self.variance)
 
     def scores(self, features: Tensor) -> Tensor:
         """``[..., tokens]`` scores of features ``[..., tokens, features]`` that are ordered from oldest to newest."""
         weights = unflatten(self.flat, self.config.features, self.config.hidden)
-        return token_scores(features, weights, self.config.heads)
+        return token_scores(features, weights, self.config.heads, self.config.reach)
 
     def offset_for(self, kept: float, tokens: int) -> float:
         """The score offset at which this memory kept about the fraction `kept` of texts of so many tokens.
@@ -230,9 +151,7 @@ class NAMM:
         tensors, saved = read_tensors(folder / WEIGHTS_FILE)
         config = _read_config(folder, saved)
         shapes = parameter_shapes(config.features, config.hidden)
-        statistics = {
-            f"normalisation.{name}": (len(config.ema) * config.spectrogram.bins,) for name in ("mean", "variance")
-        }
+        statistics = {f"normalisation.{name}": (config.observed,) for name in ("mean", "variance")}
         for part, shape in (shapes | statistics).items():
             if part not in tensors:
                 raise MemoryFileError(f"{folder / WEIGHTS_FILE} lacks the tensor {part!r}")

@@ -60,14 +60,15 @@ def initial_parameters(features: int, hidden: int, generator: torch.Generator | 
     return torch.cat([part.flatten() for part in parts.values()])
 
 
-def backward_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def backward_attention(query: Tensor, key: Tensor, value: Tensor, reach: int | None = None) -> Tensor:
     """Counter-causal attention: a token looks at itself and at *newer* tokens.
 
-    Tiles of queries look only at the keys from their first one on, so half of the matrix is never made, and no
-    ``[n, n]`` matrix is ever held.
+    Tiles of queries look only at the keys from their first one on, up to the reach of their last one, so what no
+    token looks at is never made, and no ``[n, n]`` matrix is ever held.
 
     Args:
         query, key, value: ``[..., tokens, width]``, oldest token first.
+        reach: newer tokens that a token looks at, at most; None: all, which takes time quadratic in the tokens.
 
     Returns:
         ``[..., tokens, width]``.
@@ -77,33 +78,38 @@ def backward_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     outputs = []
     for start in range(0, tokens, QUERY_TILE):
         stop = min(start + QUERY_TILE, tokens)
-        logits = query[..., start:stop, :] @ key[..., start:, :].transpose(-1, -2)
+        end = tokens if reach is None else min(stop + reach, tokens)
+        logits = query[..., start:stop, :] @ key[..., start:end, :].transpose(-1, -2)
         older = torch.ones(stop - start, stop - start, dtype=torch.bool, device=query.device).tril(-1)
         logits[..., : stop - start].masked_fill_(older, -math.inf)
-        outputs.append(logits.softmax(-1) @ value[..., start:, :])
+        if reach is not None:
+            beyond = torch.ones(stop - start, end - start, dtype=torch.bool, device=query.device).triu(reach + 1)
+            logits.masked_fill_(beyond, -math.inf)
+        outputs.append(logits.softmax(-1) @ value[..., start:end, :])
     return torch.cat(outputs, dim=-2) if len(outputs) != 1 else outputs[0]
 
 
-def token_outputs(features: Tensor, weights: Mapping[str, Tensor], heads: int = 1) -> Tensor:
+def token_outputs(features: Tensor, weights: Mapping[str, Tensor], heads: int = 1, reach: int | None = None) -> Tensor:
     """BAM: ``h = f * (1 + M) + R`` with ``[R | M]`` read by backward attention (docs/mathematics.md, 6; paper, 3.2).
 
     Args:
         features: ``[..., tokens, features]``, oldest first. Tokens of padding may stand *before* the oldest one:
             no token looks at older ones, so they change nothing.
         weights: as named by `unflatten`, leading dimensions broadcast against those of `features`.
+        reach: see `backward_attention`.
 
     Returns:
         ``[..., tokens, features]``.
     """
     projected = features @ weights["attention.qkv.weight"] + weights["attention.qkv.bias"].unsqueeze(-2)
     query, key, value = projected.unflatten(-1, (3 * heads, -1)).transpose(-2, -3).chunk(3, dim=-3)
-    seen = backward_attention(query, key, value).transpose(-2, -3).flatten(-2)
+    seen = backward_attention(query, key, value, reach).transpose(-2, -3).flatten(-2)
     read = seen @ weights["attention.output.weight"] + weights["attention.output.bias"].unsqueeze(-2)
     residual, modulation = read.chunk(2, dim=-1)
     return torch.addcmul(features + residual, features, modulation)
 
 
-def token_scores(features: Tensor, weights: Mapping[str, Tensor], heads: int = 1) -> Tensor:
+def token_scores(features: Tensor, weights: Mapping[str, Tensor], heads: int = 1, reach: int | None = None) -> Tensor:
     """One score a token, ``[..., tokens]``; a token is to be kept where it is >= 0."""
-    hidden = token_outputs(features, weights, heads)
+    hidden = token_outputs(features, weights, heads, reach)
     return (hidden @ weights["score.weight"]).squeeze(-1) + weights["score.bias"]

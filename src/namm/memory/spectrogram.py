@@ -29,14 +29,16 @@ class SpectrogramConfig:
     Attributes:
         window: length of the periodic Hann window, in queries.
         hop: queries from one frame to the next; divides `window`.
-        ema: coefficients of the moving averages, per *query*; each gives `window // 2 + 1` features.
+        ema: coefficients of the moving averages, per *query*; each gives `channels` features.
         compression: ``"none"`` (as in the reference) or ``"log"`` (log of the magnitudes).
+        bands: ranges of bins, first and last, whose mean is kept in place of every bin; none: all bins.
     """
 
     window: int = 32
     hop: int = 16
     ema: tuple[float, ...] = (0.99,)
     compression: str = "none"
+    bands: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if self.window < 2 or self.window % 2 or self.hop < 1 or self.window % self.hop:
@@ -45,6 +47,8 @@ class SpectrogramConfig:
             raise ValueError(f"every EMA coefficient must lie between 0 and 1, got {self.ema}")
         if self.compression not in ("none", "log"):
             raise ValueError(f"compression must be 'none' or 'log', got {self.compression!r}")
+        if not all(len(band) == 2 and 0 <= band[0] <= band[1] < self.bins for band in self.bands):
+            raise ValueError(f"every band must be a first and a last bin of 0 to {self.bins - 1}, got {self.bands}")
 
     @property
     def bins(self) -> int:
@@ -57,8 +61,9 @@ class SpectrogramConfig:
         return self.window - self.hop
 
     @property
-    def features(self) -> int:
-        return AGE_FEATURES + len(self.ema) * self.bins
+    def channels(self) -> int:
+        """Numbers that are kept of a frame: its bands, or all bins."""
+        return len(self.bands) or self.bins
 
 
 @lru_cache(maxsize=32)
@@ -100,6 +105,15 @@ def stft_magnitudes(signal: Tensor, config: SpectrogramConfig) -> Tensor:
     return power[:, : config.bins].sqrt_()
 
 
+@lru_cache(maxsize=32)
+def band_means(bands: tuple[tuple[int, int], ...], bins: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The mean over the bins of each band as a matrix ``[bands, bins]``."""
+    means = torch.zeros(len(bands), bins, dtype=torch.float64)
+    for band, (first, last) in enumerate(bands):
+        means[band, first : last + 1] = 1 / (last + 1 - first)
+    return means.to(device=device, dtype=dtype)
+
+
 def moving_averages(magnitudes: Tensor, config: SpectrogramConfig) -> Tensor:
     """Exponential moving averages over the frames of one block, without what earlier blocks left.
 
@@ -111,14 +125,16 @@ def moving_averages(magnitudes: Tensor, config: SpectrogramConfig) -> Tensor:
         magnitudes: ``[frames, bins, tokens]``.
 
     Returns:
-        ``[tokens, len(ema), bins]``.
+        ``[tokens, len(ema), channels]``.
     """
     frames = magnitudes.shape[0]
     ages = torch.arange(frames - 1, -1, -1, dtype=torch.float64)
     decay = torch.tensor(config.ema, dtype=torch.float64)[:, None] ** config.hop
     weights = ((1 - decay) * decay**ages).to(magnitudes)
-    averaged = weights @ magnitudes.reshape(frames, -1)
-    return averaged.reshape(len(config.ema), *magnitudes.shape[1:]).permute(2, 0, 1)
+    averaged = (weights @ magnitudes.reshape(frames, -1)).reshape(len(config.ema), *magnitudes.shape[1:])
+    if config.bands:
+        averaged = band_means(config.bands, config.bins, averaged.dtype, averaged.device) @ averaged
+    return averaged.permute(2, 0, 1)
 
 
 def update_spectrogram(previous: Tensor, signal: Tensor, config: SpectrogramConfig) -> Tensor:
@@ -127,7 +143,7 @@ def update_spectrogram(previous: Tensor, signal: Tensor, config: SpectrogramConf
     This is the seam for a fused kernel: attention in, averaged spectrogram out.
 
     Args:
-        previous: ``[tokens, len(ema), bins]``, float; zeros for the tokens that are new in this block.
+        previous: ``[tokens, len(ema), channels]``, float; zeros for the tokens that are new in this block.
         signal: ``[carry + queries, tokens]``, the attention paid by the last ``carry`` queries of the block before
             (zeros before the first) and by this block's queries.
 

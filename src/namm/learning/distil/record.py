@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 
 from namm.cache import MemoryCache
 from namm.memory import NAMMConfig
-from namm.memory.spectrogram import update_spectrogram
+from namm.memory.features import observe, observed
 from namm.policies import NAMMPolicy, Policy
 from namm.policies.base import Head
-from namm.support.tensors import Column, mean_of
+from namm.support.tensors import mean_of
 
 EVERY = 2  # of the queries is asked for influence, which costs as much as the attention itself
 MINIMUM_REST = 0.01  # attention left for others, below which a token is simply needed
@@ -27,12 +27,12 @@ class Recording:
     """One head at one update.
 
     Attributes:
-        spectrogram: ``[tokens, len(ema), bins]`` bfloat16, as the cache would hold it.
+        observed: ``[tokens, config.observed]`` float16, see `namm.memory.features.observed`.
         ages: ``[tokens]`` int32, 0 for the newest.
         influence: ``[tokens]`` float16, see `influence`; the largest of any later block.
     """
 
-    spectrogram: Tensor
+    observed: Tensor
     ages: Tensor
     influence: Tensor
 
@@ -50,7 +50,7 @@ class Recorder(Policy):
         acting: decides what is kept, so that features are recorded as they look under eviction.
         received: for (layer, head) and every block of queries the influence of each token of the document on them,
             ``[document tokens]``, zero where a token did not exist yet; only without `acting`.
-        seen: recorded (layer, head, updates so far, positions, spectrogram).
+        seen: recorded (layer, head, updates so far, positions, what was observed).
     """
 
     name = "recorder"
@@ -69,7 +69,7 @@ class Recorder(Policy):
     def __post_init__(self) -> None:
         self.update_interval = self.config.update_interval
         self.carry = self.config.spectrogram.carry
-        self.state = {"spectrogram": Column((len(self.config.ema), self.config.spectrogram.bins))}
+        self.state = self.config.state
 
     def observe(self, head: Head) -> Tensor | None:
         assert head.attention is not None
@@ -81,14 +81,14 @@ class Recorder(Policy):
             self.received[head.layer, head.index].append(block)
         if head.seen > self.document:
             return None
-        spectrogram = update_spectrogram(head.columns["spectrogram"], mean_of(head.attention), self.config.spectrogram)
-        head.columns["spectrogram"].copy_(spectrogram)
+        observe(head.columns, mean_of(head.attention), head.new, self.config)
+        found = observed(head.columns, self.config)
         if head.seen <= self.document - self.horizon and self.rng.random() < self.share:
             updates, positions = head.seen // self.config.update_interval, head.positions.cpu().clone()
-            self.seen.append((head.layer, head.index, updates, positions, spectrogram.bfloat16().cpu()))
+            self.seen.append((head.layer, head.index, updates, positions, found.to("cpu", torch.float16)))
         if self.acting is None:
             return None
-        return self.acting.memory.to(spectrogram.device).features(spectrogram, head.positions[-1] - head.positions)
+        return self.acting.memory.to(found.device).features(found, head.positions[-1] - head.positions)
 
     def select(self, heads: Sequence[Head]) -> list[Tensor]:
         if self.acting is not None:
@@ -98,9 +98,9 @@ class Recorder(Policy):
     def recordings(self, received: dict[tuple[int, int], list[Tensor]]) -> list[Recording]:
         """What was seen, with what a full pass over the same document found to be received afterwards."""
         found = []
-        for layer, head, updates, positions, spectrogram in self.seen:
+        for layer, head, updates, positions, seen in self.seen:
             largest = torch.stack(received[layer, head][updates:]).amax(0)
-            found.append(Recording(spectrogram, positions[-1] - positions, largest[positions.long()]))
+            found.append(Recording(seen, positions[-1] - positions, largest[positions.long()]))
         return found
 
 

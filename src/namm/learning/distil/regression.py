@@ -13,8 +13,8 @@ from torch import Tensor
 from namm.learning.descent import Training, draw, padded
 from namm.learning.distil.record import Recording
 from namm.memory import NAMM, NAMMConfig
-from namm.memory.network import initial_parameters, token_scores, unflatten
-from namm.memory.spectrogram import compress
+from namm.memory.features import within_head
+from namm.memory.network import initial_parameters
 
 FLOOR = 1e-5  # influence below this is nothing
 
@@ -92,20 +92,20 @@ def train(
 
 def _batch_loss(memory: NAMM, flat: Tensor, batch: Sequence[Recording], power: float) -> Tensor:
     """Mean over recordings of the mean over tokens."""
-    config = memory.config
-    features = padded([memory.features(recording.spectrogram, recording.ages) for recording in batch])
+    features = padded([memory.features(recording.observed.float(), recording.ages) for recording in batch])
     influence = padded([recording.influence.float() for recording in batch])
     weight = padded([torch.full((len(recording.ages),), 1 / (len(recording.ages) * len(batch))) for recording in batch])
-    scores = token_scores(features, unflatten(flat, config.features, config.hidden), config.heads)
+    scores = replace(memory, flat=flat).scores(features)
     return (influence_loss(scores, influence, power) * weight).sum()
 
 
 def _statistics(recordings: Sequence[Recording], config: NAMMConfig) -> tuple[Tensor, Tensor]:
-    """Mean and variance of the network's spectrogram features over every seventh token."""
-    total = torch.zeros(2, len(config.ema) * config.spectrogram.bins, dtype=torch.float64)
+    """Mean and variance of what is observed of every seventh token; of its levels, where it is standardised."""
+    total = torch.zeros(2, config.observed, dtype=torch.float64)
     count = 0
     for recording in recordings:
-        seen = compress(recording.spectrogram[::7].float(), config.spectrogram).flatten(1).double()
+        found = recording.observed.float()
+        seen = (within_head(found)[1] if config.standardised else found[::7]).double()
         total += torch.stack([seen.sum(0), seen.square().sum(0)])
         count += len(seen)
     mean = total[0] / count
@@ -116,7 +116,7 @@ def _statistics(recordings: Sequence[Recording], config: NAMMConfig) -> tuple[Te
 def centre(memory: NAMM, recordings: Sequence[Recording], kept: float) -> NAMM:
     """The memory with its score shifted so that it would keep about `kept` of the recorded tokens at offset 0."""
     some = recordings[:: max(1, len(recordings) // 300)]
-    scores = torch.cat([memory.scores(memory.features(one.spectrogram, one.ages)) for one in some])
+    scores = torch.cat([memory.scores(memory.features(one.observed.float(), one.ages)) for one in some])
     flat = memory.flat_parameters()
     flat[-1] -= scores[:: 1 + len(scores) // 10**7].quantile(1 - kept)  # torch's limit
     return replace(memory, flat=flat)

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from namm.learning.passages import Passage
 from namm.learning.refine.rollout import Decision, RolloutCache, RolloutPolicy, frozen
 from namm.memory import NAMM
-from namm.memory.spectrogram import AGE_FEATURES, NORM_FLOOR
 from namm.tasks.encode import encode
 
 QUESTIONS = 5  # asked of a passage
@@ -42,13 +41,15 @@ class Example:
     """One head at one update.
 
     Attributes:
-        features: ``[tokens, features]`` float16.
+        observed: ``[tokens, config.observed]`` float16, see `namm.memory.features.observed`.
+        ages: ``[tokens]`` integers, 0 for the newest.
         scores: ``[tokens]``, as the decision was made by.
         gain: ``[tokens]``, nats a block that having the token saved or would have saved.
         sinks: ``[tokens]`` bool, see `SINK`.
     """
 
-    features: Tensor
+    observed: Tensor
+    ages: Tensor
     scores: Tensor
     gain: Tensor
     sinks: Tensor
@@ -126,22 +127,25 @@ def example_of(memory: NAMM, decision: Decision) -> Example:
     """A decision as an example, once the backward pass has filled in its credit."""
     assert decision.credit is not None and decision.blocks is not None
     gain = -decision.credit / decision.blocks.clamp_min(1)
-    features = decision.features.cpu()
-    sinks = attention_received(memory, features) > max(SINK, SHARES / len(features))
-    return Example(features.half(), decision.scores.cpu(), gain.cpu(), sinks)
+    observed, positions = decision.observed.cpu(), decision.positions.cpu()
+    sinks = attention_received(memory, observed) > max(SINK, SHARES / len(observed))
+    return Example(observed.half(), positions[-1] - positions, decision.scores.cpu(), gain.cpu(), sinks)
 
 
-def attention_received(memory: NAMM, features: Tensor) -> Tensor:
-    """``[tokens]``, mean over queries, as the fastest moving average of the features knows it.
+def attention_received(memory: NAMM, observed: Tensor) -> Tensor:
+    """``[tokens]``, mean over queries, as the fastest moving average knows it.
 
     Bin 0 of a frame is the sum of attention under the window, and a periodic Hann window sums to half its length.
 
     Args:
-        features: ``[tokens, features]``.
+        observed: ``[tokens, config.observed]``, see `namm.memory.features.observed`.
+
+    Raises:
+        ValueError: for a memory whose first band is more than bin 0.
     """
     config = memory.config
-    first = min(range(len(config.ema)), key=lambda average: config.ema[average]) * config.spectrogram.bins
-    magnitude = features[:, AGE_FEATURES + first]
-    if config.normalised:
-        magnitude = magnitude * memory.variance[first].sqrt().clamp_min(NORM_FLOOR) + memory.mean[first]
+    if config.bands and config.bands[0] != (0, 0):
+        raise ValueError(f"the first band must be bin 0 alone, the mean attention, not {config.bands[0]}")
+    first = min(range(len(config.ema)), key=lambda average: config.ema[average]) * config.spectrogram.channels
+    magnitude = observed[:, first]
     return (magnitude.exp() if config.compression == "log" else magnitude) / (config.window / 2)

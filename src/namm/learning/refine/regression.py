@@ -19,7 +19,6 @@ from torch import Tensor
 from namm.learning.descent import Training, draw, padded
 from namm.learning.refine.probe import Example
 from namm.memory import NAMM
-from namm.memory.network import token_scores, unflatten
 
 MOST_CLIPPED = 0.1  # share of advantages at the bound from which on a multiplier means nothing
 SINK_WEIGHT = 10.0  # of attention sinks, times that of any other token
@@ -133,17 +132,16 @@ def fit(
         bound: of advantages. progress: called with the steps done and the running loss.
         checkpoint: where to save the state of training every so often, and to resume from.
     """
-    config, multiplier = memory.config, find_multiplier(examples, bound)
+    multiplier = find_multiplier(examples, bound)
     ordered = sorted(examples, key=lambda example: len(example.scores))
-    start = unflatten(memory.flat, config.features, config.hidden)
     training = Training(memory.flat, settings.learning_rate, settings.steps, checkpoint)
     for step in training.left():
         batch = draw(ordered, settings.batch, random.Random(f"{settings.seed} fit {step}"))
-        features = padded([example.features.float() for example in batch])
+        features = padded([memory.features(example.observed.float(), example.ages) for example in batch])
         wanted = padded([moves(example, multiplier, bound, settings.stride) for example in batch])
         weight = padded([weights(example) for example in batch]) / len(batch)
-        moved = token_scores(features, unflatten(training.flat, config.features, config.hidden), config.heads)
+        moved = replace(memory, flat=training.flat).scores(features)
         with torch.no_grad():
-            wanted += token_scores(features, start, config.heads)
+            wanted += memory.scores(features)
         progress(step + 1, training.step(((moved - wanted).square() * weight).sum(), clip=10.0))
     return replace(memory, flat=training.flat.detach())

@@ -19,6 +19,7 @@ from namm.cache import MemoryCache
 from namm.cache.arithmetic import AttentionForm
 from namm.cache.layer import MemoryLayer
 from namm.learning.refine.credit import attention_backward, credit_of_decision
+from namm.memory.features import observed
 from namm.policies import NAMMPolicy
 from namm.policies.base import Head
 
@@ -31,7 +32,7 @@ class Decision:
         layer: where.
         head: the same, counting KV heads.
         block: number of the block of queries that ended here.
-        features: ``[tokens, features]``, what the network saw.
+        observed: ``[tokens, config.observed]``, see `namm.memory.features.observed`.
         scores: ``[tokens]``, the offset included.
         positions: ``[tokens]`` int64, the tokens that the head held in this block.
         kept: ``[tokens]`` bool.
@@ -43,7 +44,7 @@ class Decision:
     layer: int
     head: int
     block: int
-    features: Tensor
+    observed: Tensor
     scores: Tensor
     positions: Tensor
     kept: Tensor
@@ -67,7 +68,8 @@ class RolloutPolicy(NAMMPolicy):
         kept = super().decide(head, scores)
         block, scores = head.seen // self.memory.config.update_interval - 1, scores + self.offset_at(head.seen)
         positions = head.positions.long()  # a copy: the column itself moves on
-        self.decisions.append(Decision(head.layer, head.index, block, head.summary, scores, positions, kept))
+        found = observed(head.columns, self.memory.config)
+        self.decisions.append(Decision(head.layer, head.index, block, found, scores, positions, kept))
         return kept
 
     def at(self, layer: int) -> list[Decision]:

@@ -1,0 +1,89 @@
+"""From a head's columns and attention to what the network sees of its tokens (docs/mathematics.md, 3 to 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from namm.memory.birth import birth_rows
+from namm.memory.config import NAMMConfig
+from namm.memory.key_value import key_value_features
+from namm.memory.spectrogram import age_features, compress, normalise, update_spectrogram
+
+SINKS = 4  # first tokens, unlike all others, by which the others are not measured
+BOUND = 6.0  # of standardised features
+LEAST = 8  # tokens, below which a head has no spread to speak of
+SPREAD_FLOOR = 1e-3
+
+
+def observe(columns: Mapping[str, Tensor], attention: Tensor, new: int, config: NAMMConfig) -> None:
+    """Carry a head's state columns on by what its tokens were paid and its newest tokens pay.
+
+    Args:
+        columns: those of `NAMMConfig.state` and "positions" ``[tokens]``, written in place.
+        attention: ``[carry + queries, tokens]``, mean over the group: the last queries of the block before (zeros
+            before the first) and this block's.
+        new: tokens since the last update, whose own queries the last rows are.
+    """
+    spectral = config.spectrogram
+    # a block that ended early may be no whole number of hops: the oldest rows go
+    signal = attention[(len(attention) - spectral.carry) % spectral.hop :]
+    columns["spectrogram"].copy_(update_spectrogram(columns["spectrogram"], signal, spectral))
+    if config.birth and (rows := min(new, len(attention) - spectral.carry)):
+        columns["birth"][-rows:] = birth_rows(attention[-rows:], columns["positions"]).to(columns["birth"])
+
+
+def observed(columns: Mapping[str, Tensor], config: NAMMConfig) -> Tensor:
+    """What is known of every token beside its age: spectrogram, birth row, key and value, as the configuration has it.
+
+    Args:
+        columns: those of `NAMMConfig.state`, "keys" and "values".
+
+    Returns:
+        ``[tokens, config.observed]`` float32.
+    """
+    parts = [compress(columns["spectrogram"].float(), config.spectrogram).flatten(-2)]
+    if config.birth:
+        parts.append(columns["birth"].float())
+    if config.key_value:
+        parts.append(key_value_features(columns["keys"], columns["values"]))
+    return torch.cat(parts, dim=-1)
+
+
+def network_features(found: Tensor, ages: Tensor, config: NAMMConfig, mean: Tensor, variance: Tensor) -> Tensor:
+    """Age features, then what was observed: as it is, by fixed statistics, or within the head with its levels beside.
+
+    Args:
+        found: ``[tokens, config.observed]`` of one head, see `observed`.
+        ages: ``[tokens]`` integers, 0 for the newest.
+        mean, variance: ``[config.observed]``, fixed.
+
+    Returns:
+        ``[tokens, config.features]`` float32.
+    """
+    if not config.standardised:
+        seen = [normalise(found, mean, variance) if config.normalised else found]
+    else:
+        relative, level = within_head(found)
+        seen = [relative, (normalise(level, mean, variance) if config.normalised else level).expand_as(relative)]
+    return torch.cat([age_features(ages), *seen], dim=-1)
+
+
+def within_head(found: Tensor) -> tuple[Tensor, Tensor]:
+    """Features relative to the head's own: ``clamp((f - mean) / deviation, -6, 6)``, and the means, its levels.
+
+    Heads and models differ in level and spread by far more than tokens differ in need. The first four tokens are
+    attention sinks in many models and do not count.
+
+    Args:
+        found: ``[tokens, observed]``.
+
+    Returns:
+        ``[tokens, observed]`` and ``[1, observed]``.
+    """
+    others = found[SINKS:] if len(found) >= SINKS + LEAST else found
+    level = others.mean(0, keepdim=True)
+    spread = (others - level).square().mean(0, keepdim=True).sqrt().clamp_min(SPREAD_FLOOR)
+    return ((found - level) / spread).clamp(-BOUND, BOUND), level
