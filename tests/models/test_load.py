@@ -1,5 +1,6 @@
 import hashlib
 import importlib.util
+import inspect
 import json
 import math
 import shutil
@@ -28,6 +29,7 @@ import namm.models.gguf
 import namm.models.load
 from namm.models import ModelNotFoundError, load_model
 from namm.models.precision import fast_dtype
+from namm.tasks.encode import beginning
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the")]
@@ -485,7 +487,6 @@ def test_a_folder_with_a_broken_tokenizer(content, folder):
     [
         ("smollm2-135m", "The three primary colours are", "red"),
         ("gemma3-270m", "The capital of Japan is", "Tokyo"),
-        pytest.param("qwen2.5-coder-0.5b", "def reverse(text: str) -> str:\n", "[::-1]", marks=pytest.mark.slow),
     ],
 )
 def test_embedded_models(name, prompt, answer, monkeypatch):
@@ -504,6 +505,30 @@ def test_embedded_models(name, prompt, answer, monkeypatch):
     with torch.inference_mode():
         assert model(ids, labels=ids).loss < 4.0
     assert tokenizer.decode(tokenizer(prose, add_special_tokens=False).input_ids) == prose
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_qwen_writes_code_in_a_chat(monkeypatch):
+    monkeypatch.delenv("NAMM_CACHE")  # the user's own, as above
+    try:
+        model, tokenizer = load_model("qwen2.5-coder-0.5b")
+    except ModelNotFoundError as error:
+        pytest.skip(str(error))
+    assert {type(module) for module in model.modules() if hasattr(module, "out_features")} == {torch.nn.Linear}
+    assert beginning(tokenizer) == []  # the file names a BOS token and says that texts don't begin with it
+    code = inspect.getsource(json.decoder)
+    ids = tokenizer(code, return_tensors="pt").input_ids[:, :1024]
+    with torch.inference_mode():
+        assert model(ids, labels=ids).loss < 1.5
+    assert tokenizer.decode(tokenizer(code).input_ids) == code
+    asked = "Write a Python function fibonacci(n). Answer with code only."
+    chat = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+    inputs = tokenizer.apply_chat_template([{"role": "user", "content": asked}], **chat)
+    reply = model.generate(**inputs, max_new_tokens=120, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    function = tokenizer.decode(reply, skip_special_tokens=True).split("```python\n")[1].split("```")[0]
+    assert function.startswith("def fibonacci(n):")
+    assert reply[-1] == tokenizer.eos_token_id
 
 
 def test_prose_is_long_enough():
