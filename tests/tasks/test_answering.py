@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from namm import NAMM, NAMMConfig
-from namm.policies import H2O, Full, NAMMPolicy, Streaming
+from namm.policies import H2O, Full, NAMMPolicy, Policy, Streaming, top
+from namm.policies.base import REHEARSED
+from namm.support.tensors import Column
 from namm.tasks import Sample
 from namm.tasks.answering import answer_score, padding_token, read, tail_loss
 
@@ -102,3 +104,31 @@ def test_an_answer_is_scored_token_by_token(tiny, ids) -> None:
 def test_a_tail_that_does_not_fit_is_refused(tiny, ids, tail: int) -> None:
     with pytest.raises(ValueError, match="300 tokens"):
         tail_loss(tiny, ids, H2O(), tail)
+
+
+class Rehearsed(Policy):
+    """The best quarter of what was rehearsed."""
+
+    update_interval = 32
+    state = {REHEARSED: Column()}
+
+    def keep(self, head):
+        assert head.columns[REHEARSED][-8:].all() or not head.columns[REHEARSED].any()
+        return top(head.columns[REHEARSED], head.seen // 4, recent=1)
+
+
+def test_a_rehearsal_is_for_those_who_look_at_it(wild, ids) -> None:
+    instruction, contexts = ids[0, 290:295], [ids[0, :40], ids[0, 40:110]]
+    together = read(wild, contexts, Rehearsed(), rehearse=instruction)
+    assert together.stats.kept_fractions == [10 / 40, 17 / 70]
+    for row, context in enumerate(contexts):
+        alone = read(wild, [context], Rehearsed(), rehearse=instruction)
+        torch.testing.assert_close(together.logits[row], alone.logits[0], atol=1e-4, rtol=1e-3)
+        several = read(wild, [context], Rehearsed(), rehearse=instruction, rows=2)
+        torch.testing.assert_close(several.logits, alone.logits.expand(2, -1), atol=1e-4, rtol=1e-3)
+        without = read(wild, [context], Rehearsed())
+        assert not torch.allclose(
+            alone.score(ids[0, :3], ids[0, 3:9])[0], without.score(ids[0, :3], ids[0, 3:9])[0], atol=1e-3
+        )
+        blind, plain = (read(wild, [context], Streaming(0.25, 1), rehearse=r) for r in (instruction, None))
+        assert torch.equal(blind.logits, plain.logits) and blind.stats == plain.stats

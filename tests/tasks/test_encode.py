@@ -6,7 +6,7 @@ import pytest
 import torch
 from tokenizing import SPECIAL, by_setting, bytewise, sentencepiece, wordpiece
 
-from namm.tasks.encode import beginning, encode
+from namm.tasks.encode import beginning, encode, to_repeat
 from namm.tasks.sample import Sample
 
 TEXTS = ("The cat.", " the cat", "\n\nWhat is it?", "4711", "cat", "  two", ".", "\nat")
@@ -110,3 +110,10 @@ def test_a_tokenizer_of_nothing_is_refused() -> None:
 
     with pytest.raises(ValueError, match="Silent gives no tokens"):
         encode(Silent(), "cat")  # type: ignore[arg-type]
+
+
+def test_what_comes_before_a_repetition_follows_on_a_text(kind) -> None:
+    tokenizer, start = kind
+    found = to_repeat(tokenizer)
+    assert found.dtype == torch.long and found.ndim == 1 and len(found)
+    assert not set(start) & set(found.tolist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache
 from namm.cache.layer import MemoryLayer
 from namm.cache.loan import loan_of
 from namm.cache.padding import Padding
+from namm.cache.rehearsal import Rehearsal
 from namm.cache.serves import NEEDS_USE_CACHE, UnsupportedModelError, layer_kinds
 from namm.cache.stats import CacheStats, collect
 from namm.memory import NAMM
@@ -110,11 +112,19 @@ class MemoryCache(Cache):
                 raise RuntimeError(
                     "an earlier call was interrupted and the layers of this cache saw different tokens; reset() it"
                 )
-            self._refuse_switch(key_states.shape[2])
+            if not all(row.room(1) for row in self._forgetting[0].rows):
+                raise RuntimeError(
+                    "a rehearsal was interrupted, and what was read is not decided on; settle() the cache"
+                )
+            self.refuse_switch(key_states.shape[2])
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
-    def _refuse_switch(self, new: int) -> None:
-        """Keys cached under short rotary frequencies mean nothing under long ones."""
+    def refuse_switch(self, new: int) -> None:
+        """Keys cached under short rotary frequencies mean nothing under long ones.
+
+        Raises:
+            UnsupportedModelError: if so many new tokens go past the change.
+        """
         seen = max((row.seen for row in self._forgetting[0].rows), default=0)
         if self._switches_at is not None and 0 < seen <= self._switches_at < seen + new:
             raise UnsupportedModelError(
@@ -136,15 +146,48 @@ class MemoryCache(Cache):
         self.padding.select(indices)
         super().batch_select_indices(indices)
 
-    def settle(self) -> None:
+    @torch.no_grad()
+    def rehearse(
+        self,
+        ids: Tensor,
+        instruction: Tensor,
+        attention_mask: Tensor | None = None,
+        progress: Callable[[int], object] = lambda tokens: None,
+    ) -> Tensor:
+        """Let the model read a text and repeat every block of it before that is decided on; all is decided on then.
+
+        For a text that is read once and asked often: it takes about twice as long as reading without, and a block and
+        its repetition are held meanwhile. Afterwards the cache is as if there had been no repetition, but for what the
+        policy made of it; see `namm.cache.rehearsal`.
+
+        Args:
+            ids: ``[rows, tokens]``.
+            instruction: token ids, ``[tokens]``, which come before a repetition, see `namm.tasks.encode.to_repeat`.
+            attention_mask: ``[rows, tokens]``, 0 for padding, which is on the left.
+            progress: called with the number of tokens read.
+
+        Returns:
+            Logits of the token that comes next, ``[rows, vocabulary]``.
+
+        Raises:
+            ValueError: if the policy does not look at a rehearsal.
+        """
+        if not self.policy.rehearses:
+            raise ValueError(f"policy {self.policy.name!r} does not look at a rehearsal: read without one")
+        return Rehearsal.of(self, ids, instruction, attention_mask, progress).read()
+
+    def settle(self, rows: Sequence[int] | None = None) -> None:
         """Decide now about the tokens since the last update, instead of when their block is full.
 
         Call it where a prompt, or the part of it that has to be remembered, ends: what is kept then is all the policy's
         choice, and a budget is met at any length. The next block begins here. Fewer tokens than the policy's
         ``smallest_block`` are left undecided; so is everything under a policy that never decides.
+
+        Args:
+            rows: indices of the batch rows to decide on; None: all.
         """
         for layer in self._forgetting:
-            layer.settle()
+            layer.settle(rows)
 
     def stats(self) -> CacheStats:
         """Tokens seen and kept, and bytes held, counted from the tensors."""

@@ -29,6 +29,7 @@ class MemoryLayer(CacheLayerMixin):
         rows: one for each batch row, none before the first tokens.
         seen_with_padding: tokens so far as transformers counts them.
         padding, loan: shared by all layers of a cache.
+        waits: blocks end by `settle` only, and nothing is decided before.
     """
 
     is_compileable = False
@@ -44,7 +45,7 @@ class MemoryLayer(CacheLayerMixin):
     def reset(self) -> None:
         self.rows: list[Row] = []
         self.seen_with_padding = 0
-        self.is_initialized = False
+        self.waits = self.is_initialized = False
         self._handed: tuple[Tensor, Tensor] | None = None
         self._form: AttentionForm | None = None
         self.padding.reset()
@@ -139,16 +140,17 @@ class MemoryLayer(CacheLayerMixin):
             for b, row in enumerate(self.rows):
                 if done[b] < lengths[b]:
                     span = slice(done[b], done[b] + row.room(lengths[b] - done[b]))
-                    outputs[b][:, span] = row.advance(queries[b][:, span], keys[b][:, span], values[b][:, span], form)
+                    new = queries[b][:, span], keys[b][:, span], values[b][:, span]
+                    outputs[b][:, span] = row.advance(*new, form, self.waits)
                     done[b] = span.stop
             self._decide()
         return outputs
 
     @torch.no_grad()
-    def settle(self) -> None:
+    def settle(self, rows: Sequence[int] | None = None) -> None:
         """Decide now about the tokens since the last update, as if a block ended here; see `MemoryCache.settle`."""
         if self._form is not None:
-            for row in self.rows:
+            for row in self.rows if rows is None else [self.rows[index] for index in rows]:
                 row.settle(self._form)
             self._decide()
 

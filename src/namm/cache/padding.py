@@ -78,6 +78,14 @@ class Padding:
         self.visible = mask
         self.now = Told(offset, tokens, None if bool(new.all()) else new, hidden)
 
+    def before(self, columns: int, rows: int) -> Tensor:
+        """``[rows, columns]`` bool, which of the columns so far are real and were never hidden."""
+        return (
+            torch.ones(rows, columns, dtype=torch.bool)
+            if self.visible is None
+            else _with_columns(self.visible, columns)
+        )
+
     def at(self, offset: int, tokens: int) -> Told | None:
         """What was said of the forward pass that a layer is in."""
         now = self.now

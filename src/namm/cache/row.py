@@ -61,11 +61,12 @@ class Row:
         interval = self.policy.update_interval
         return tokens if interval is None else min(tokens, interval - self.fresh)
 
-    def advance(self, query: Tensor, keys: Tensor, values: Tensor, form: AttentionForm) -> Tensor:
+    def advance(self, query: Tensor, keys: Tensor, values: Tensor, form: AttentionForm, waits: bool = False) -> Tensor:
         """Store and attend new tokens, at most `room` of them; where they end the block, `due` are its heads.
 
         Args:
             query: ``[query heads, n, width]``. keys, values: ``[KV heads, n, width]``.
+            waits: the block does not end before `settle`.
 
         Returns:
             ``[query heads, n, value width]``.
@@ -77,12 +78,12 @@ class Row:
         interval = policy.update_interval
         store.append(keys, values, torch.arange(self.seen, self.seen + new, device=keys.device))
         self.seen += new
-        ends, whole = self.fresh == interval, new == interval
+        ends, whole = self.fresh == interval and not waits, new == interval and not waits
         if interval is not None and policy.queries != 0 and not whole:
             self.queries.remember(query, policy.queries)
         watched = self._watched(query if whole else self.queries.recall()) if ends else query[:, :0]
         outputs, observed = [], []
-        for h, own in enumerate(self._groups(query)):
+        for h, own in enumerate(self.groups(query)):
             group_form = form.of_group(own)
             record = self._record(h, watched[own]) if whole and watched.shape[1] else None
             outputs.append(self._attend(h, query[own], group_form, record))
@@ -98,8 +99,14 @@ class Row:
         if self.policy.update_interval is None or self.fresh < max(1, self.policy.smallest_block):
             return
         watched = self._watched(self.queries.recall())
-        groups = enumerate(self._groups(watched))
+        groups = enumerate(self.groups(watched))
         self._end_block(watched, [self._observe(h, watched[own], form.of_group(own), None) for h, own in groups])
+
+    def note(self, column: str, newest: Tensor) -> None:
+        """Write to a column of the policy's what the newest tokens have, ``[KV heads, tokens]``."""
+        self.store.make_writable()
+        for h, found in enumerate(newest):
+            self.store.head(h)[column][-len(found) :] = found
 
     def keep(self, answers: Sequence[Tensor]) -> None:
         """Forget what the policy let go of the `due` heads, ``[tokens]`` bool each; the newest token stays."""
@@ -149,7 +156,7 @@ class Row:
             assert newest == self.seen - 1 or self.hid, f"head {h} lost its newest token"
             assert len(positions) >= self.fresh, f"head {h} lost tokens between updates"
 
-    def _groups(self, query: Tensor) -> list[slice]:
+    def groups(self, query: Tensor) -> list[slice]:
         """Of each KV head the query heads that share it."""
         group = query.shape[0] // self.store.heads
         return [slice(h * group, (h + 1) * group) for h in range(self.store.heads)]
@@ -219,7 +226,7 @@ class Row:
         if queries.carried is None or queries.normalisers is None:
             return
         keys, old = self.store.segment(head, "keys"), self.store.lengths[head] - self.fresh
-        own = self._groups(queries.carried)[head]
+        own = self.groups(queries.carried)[head]
         earlier = record[..., :carry, :old]
         replay(queries.carried[own], queries.normalisers[own], keys, form, earlier)
         asked = torch.arange(self.updated - carry, self.updated, device=keys.device)

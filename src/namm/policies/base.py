@@ -11,6 +11,9 @@ from torch import Tensor
 
 from namm.support.tensors import Column
 
+REHEARSED = "rehearsed"
+"""State column, one number a token, that a rehearsal fills: what a repetition pays the token; 0: not rehearsed."""
+
 
 @dataclass
 class Head:
@@ -74,7 +77,9 @@ class Policy:
         smallest_block: fewer tokens than this since the last update are not decided on, see `MemoryCache.settle`.
         carry: rows of attention of the *previous* block's last queries that come before them (zeros at the first).
         per_query_head: give `observe` the attention of every query head instead of their mean.
-        state: columns of its own, kept beside K and V of every token, zero for new tokens.
+        state: columns of its own, kept beside K and V of every token, zero for new tokens; one called `REHEARSED` is
+            filled by `MemoryCache.rehearse`.
+        needs_rehearsal: it can't decide without one.
     """
 
     update_interval: int | None = 256
@@ -83,7 +88,13 @@ class Policy:
     carry: int = 0
     per_query_head: bool = False
     state: Mapping[str, Column] = {}
+    needs_rehearsal: ClassVar[bool] = False
     name: ClassVar[str] = "policy"
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether it looks at a rehearsal."""
+        return REHEARSED in self.state and self.update_interval is not None
 
     def observe(self, head: Head) -> Any:
         """Look at `head.attention`, update columns; what is returned (None is fine) becomes `head.summary`."""

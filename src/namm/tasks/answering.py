@@ -92,13 +92,22 @@ class Reading:
 
 
 @torch.inference_mode()
-def read(model: PreTrainedModel, contexts: Sequence[Tensor], policy: Policy, *, rows: int = 1, pad: int = 0) -> Reading:
+def read(
+    model: PreTrainedModel,
+    contexts: Sequence[Tensor],
+    policy: Policy,
+    *,
+    rows: int = 1,
+    pad: int = 0,
+    rehearse: Tensor | None = None,
+) -> Reading:
     """Read contexts in one batch, and decide at their end what to keep (`MemoryCache.settle`).
 
     Args:
         contexts: ``[tokens]`` each, at least one token.
         rows: of one context, so many batch rows; what comes before the first eviction is computed once.
         pad: token that fills up shorter contexts, see `padding_token`.
+        rehearse: with a rehearsal, if the policy looks at one: the instruction, see `namm.tasks.encode.to_repeat`.
     """
     if rows > 1 and len(contexts) > 1:
         raise ValueError(f"rows={rows} are for one context, got {len(contexts)}")
@@ -107,6 +116,10 @@ def read(model: PreTrainedModel, contexts: Sequence[Tensor], policy: Policy, *, 
     rest, options = ids.expand(max(rows, len(ids)), -1), dict[str, Any]()
     if not bool(mask.all()):
         options = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
+    if rehearse is not None and policy.rehearses:
+        mask = mask.expand(len(rest), -1)
+        logits = cache.rehearse(rest, rehearse, mask)
+        return Reading(model, cache, rest, mask, pad, logits, cache.stats())
     if rows > 1:
         shared = min(policy.update_interval or ids.shape[1], ids.shape[1]) - 1
         if shared:
@@ -135,15 +148,23 @@ class Answer:
     kept_fraction: float
 
 
-def answer_score(model: PreTrainedModel, context: Tensor, question: Tensor, answer: Tensor, policy: Policy) -> Answer:
+def answer_score(
+    model: PreTrainedModel,
+    context: Tensor,
+    question: Tensor,
+    answer: Tensor,
+    policy: Policy,
+    rehearse: Tensor | None = None,
+) -> Answer:
     """Read a context under a policy, which has not seen the question, then score the answer, teacher-forced.
 
     Args:
         context: ``[1, tokens]``.
         question: ``[1, tokens]``.
         answer: ``[1, tokens]``.
+        rehearse: see `read`.
     """
-    reading = read(model, [context[0]], policy)
+    reading = read(model, [context[0]], policy, rehearse=rehearse)
     found, correct = reading.score(question[0], answer[0])
     return Answer(float(found.mean()), bool(correct.all()), reading.stats.kept_fraction)
 
@@ -167,13 +188,16 @@ class Tail:
     seconds: float
 
 
-def tail_loss(model: PreTrainedModel, ids: Tensor, policy: Policy, tail: int = 256) -> Tail:
+def tail_loss(
+    model: PreTrainedModel, ids: Tensor, policy: Policy, tail: int = 256, rehearse: Tensor | None = None
+) -> Tail:
     """Read all but the last `tail` tokens under a policy, then score the tail, teacher-forced.
 
     The tail's own tokens come in one call and are seen by the policy like any others.
 
     Args:
         ids: ``[1, tokens]`` with more than `tail` tokens.
+        rehearse: see `read`.
 
     Raises:
         ValueError: if the document is too short.
@@ -182,7 +206,7 @@ def tail_loss(model: PreTrainedModel, ids: Tensor, policy: Policy, tail: int = 2
     if tail < 1 or context < 1:
         raise ValueError(f"a document of {ids.shape[1]} tokens can't be split before a tail of {tail}")
     started = time.perf_counter()
-    reading = read(model, [ids[0, :context]], policy)
+    reading = read(model, [ids[0, :context]], policy, rehearse=rehearse)
     if reading.logits.is_cuda:
         torch.cuda.synchronize(reading.logits.device)
     seconds, stats = time.perf_counter() - started, reading.stats

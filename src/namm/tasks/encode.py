@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BYTE_ORDER_MARK = "\ufeff"  # some editors put it before a text; it is no part of it
+REPEAT = "\n\nRepeat the text above:\n\n"
 _PROBES = ("a", "1", ".", "\u3042")  # texts of at least one token
 _ANCHORS = ("\n", ".", "a", "1")  # what a text may be said to follow
 
@@ -28,6 +29,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, begins: bool = True
     else:
         ids = _following(tokenizer, text)
     return torch.tensor([ids], dtype=torch.long)
+
+
+def to_repeat(tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Token ids ``[tokens]`` of what comes before the repetition in a rehearsal, see `MemoryCache.rehearse`."""
+    return encode(tokenizer, REPEAT, begins=False)[0]
 
 
 def with_beginning(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
