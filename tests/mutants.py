@@ -147,15 +147,15 @@ MUTATIONS = [
     Mutation(
         "a budget of what is left, not of what was seen",
         "policies/base.py",
-        "round(budget * head.seen)",
-        "round(budget * head.tokens)",
+        "round(self.allowed(head, head.seen))",
+        "round(self.allowed(head, head.tokens))",
         (RULES,),
     ),
     Mutation(
         "H2O without its recent half",
         "policies/h2o.py",
-        "recent=max(1, round(self.recent * count))",
-        "recent=1",
+        "return round(self.recent_share * count)",
+        "return 0",
         (RULES, RULE_MUTANTS),
     ),
     Mutation(

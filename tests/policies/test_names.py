@@ -21,6 +21,17 @@ def test_every_name_gives_its_policy_at_the_memorys_interval() -> None:
     assert isinstance(own, NAMMPolicy) and own.memory is MEMORY
 
 
+def test_a_rule_whose_heads_share_a_layers_budget() -> None:
+    for name in BUDGETED:
+        check_policies([f"ada-{name}"])
+        policy = make_policy(f"ada-{name}", 0.5, MEMORY)
+        assert (policy.name, policy.budget, policy.across) == (name, 0.5, "layer")
+        assert make_policy(name, 0.5, MEMORY).across == "head"
+    for name in ("ada-full", "ada-namm", "ada-", "ada-ada-h2o"):
+        with pytest.raises(ValueError, match="unknown policy"):
+            check_policies([name])
+
+
 @pytest.mark.fault(
     "C20", siblings="what was above 1, infinite or no number was taken for 1, where rules are made by name"
 )

@@ -7,9 +7,9 @@ from namm.policies import H2O, L2, TOVA, NAMMPolicy, Random, SnapKV, Streaming
 
 MEMORY = NAMM(NAMMConfig())
 WRONG = [
-    (H2O, {"recent": 2.0}, "recent"),
-    (H2O, {"recent": -0.1}, "recent"),
-    (H2O, {"recent": float("nan")}, "recent"),
+    (H2O, {"recent_share": 2.0}, "recent"),
+    (H2O, {"recent_share": -0.1}, "recent"),
+    (H2O, {"recent_share": float("nan")}, "recent"),
     (Streaming, {"sinks": -1}, "sinks"),
     (Streaming, {"sinks": 1.5}, "sinks"),
     (L2, {"skip_layers": -2}, "skip_layers"),

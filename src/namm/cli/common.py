@@ -97,21 +97,21 @@ def policy_from(
         ValueError: for an option that the policy does not take, or a fraction the memory can't aim at.
     """
     from namm.policies import BUDGETED, NAMMPolicy
-    from namm.policies.names import check_policies, make_policy
+    from namm.policies.names import budgeted, check_policies, is_budgeted, make_policy
 
     check_policies([name])
     if name != "namm" and (kept is not None or offset is not None):
         raise ValueError(f"--kept and --offset are the memory's; {name!r} takes --budget")
-    if name not in BUDGETED and budget is not None:
+    if not is_budgeted(name) and budget is not None:
         raise ValueError(f"--budget is for {', '.join(BUDGETED)}; {name!r} does not take one (namm takes --kept)")
-    if name not in BUDGETED:
+    if not is_budgeted(name):
         return NAMMPolicy(memory, kept=kept, offset=offset) if name == "namm" else make_policy(name, None, memory)
     budget = 0.25 if budget is None else budget
     if budget <= 1:
         return make_policy(name, budget, memory)
     if budget != int(budget):
         raise ValueError(f"--budget {budget} is neither a fraction up to 1 nor a whole number of tokens")
-    return BUDGETED[name](budget=int(budget), update_interval=memory.config.update_interval)
+    return budgeted(name, int(budget), memory)
 
 
 def sources_of(text: Sequence[Path] | None, train_split: bool, library: bool) -> list[list[Document]]:

@@ -1,10 +1,11 @@
 """Rules of retention, all through the same cache."""
 
-from namm.policies.base import BudgetPolicy, Head, Policy, top
+from namm.policies.base import BudgetPolicy, Head, Policy
 from namm.policies.full import Full
 from namm.policies.h2o import H2O
 from namm.policies.l2 import L2
 from namm.policies.namm import NAMMPolicy
+from namm.policies.pool import top
 from namm.policies.random import Random
 from namm.policies.snapkv import SnapKV
 from namm.policies.streaming import Streaming

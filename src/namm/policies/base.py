@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
+from namm.policies.pool import ACROSS, pooled, top
 from namm.support.tensors import Column
 
 REHEARSED = "rehearsed"
@@ -28,6 +28,10 @@ class Head:
             policy's own columns ``[tokens, ...]``: write to these in place.
         seen: tokens of this row so far, ``positions[-1] + 1``.
         new: how many of the last tokens came since the previous update.
+        undecided: how many of the last tokens are not up for decision and stay: those too few for a block that
+            `Policy.observe` has not been shown, in a `MemoryCache.settle` that only trims.
+        whole: the heads of all layers are decided on at this moment, as in `MemoryCache.settle`; while a model reads,
+            only those of one layer are.
         attention: ``[carry + queries, tokens]``, rows from the oldest query to the newest, mean over the query heads
             of the group (``[group, carry + queries, tokens]`` for a policy with ``per_query_head``); there only
             inside `Policy.observe`, None elsewhere and for a policy that asks for no attention.
@@ -42,6 +46,8 @@ class Head:
     new: int
     attention: Tensor | None = None
     summary: Any = None
+    undecided: int = 0
+    whole: bool = True
 
     @property
     def keys(self) -> Tensor:
@@ -105,31 +111,63 @@ class Policy:
         raise TypeError(f"{type(self).__name__} must define keep(head) or select(heads)")
 
     def select(self, heads: Sequence[Head]) -> list[Tensor]:
-        """Answer for all heads of one layer at once; by default `keep` of each."""
+        """Answer for all heads that are decided on at one moment; by default `keep` of each.
+
+        Those are the heads of one layer and all batch rows while a model reads, of all layers in `MemoryCache.settle`.
+        """
         return [self.keep(head) for head in heads]
 
 
 @dataclass
 class BudgetPolicy(Policy):
-    """A rule with a budget.
+    """A rule with a budget: a score for every token, and some of the newest that stay in any case.
+
+    A rule of your own needs `scores`, and `observe` if it wants to look at attention.
 
     Attributes:
         budget: tokens a head may keep after an update: a fraction (float in (0, 1]) of the tokens seen so far, or a
-            number (int) of tokens.
+            number (int) of tokens. Where heads share a budget, the mean over them.
         update_interval: tokens between two updates.
+        across: whose tokens compete for one budget: "head", each head has its own; "layer", the heads of a layer share
+            theirs (AdaKV, arXiv 2407.11550); "model", all heads of all layers do. One threshold decides then, so that
+            scores should mean the same in every head.
     """
 
     budget: float | int = 0.25
     update_interval: int | None = 256
+    across: str = field(default="head", kw_only=True)
 
     def __post_init__(self) -> None:
         check_budget("budget", self.budget)
         if self.update_interval is not None:
             check_count("update_interval", self.update_interval, 1)
+        if self.across not in ACROSS:
+            raise ValueError(f"across must be one of {', '.join(ACROSS)}, got {self.across!r}")
+
+    def scores(self, head: Head) -> Tensor:
+        """``[tokens]``: the higher, the rather a token stays."""
+        raise TypeError(f"{type(self).__name__} must define scores(head)")
+
+    def recent(self, head: Head, count: int) -> int:
+        """How many of a head's newest tokens stay in any case, if it has `count` places."""
+        return 0
+
+    def allowed(self, head: Head, seen: int) -> float:
+        """Tokens that the budget gives a head after `seen` of them, fractions of a token included."""
+        return tokens_of(self.budget, seen)
 
     def tokens(self, head: Head) -> int:
-        """Tokens the head may keep now, at least 1."""
-        return min(head.tokens, tokens_within(self.budget, head))
+        """Tokens the head may keep now, at least 1, where it shares its budget with no other."""
+        return min(head.tokens, max(1, round(self.allowed(head, head.seen))))
+
+    def keep(self, head: Head) -> Tensor:
+        count = self.tokens(head)
+        return top(self.scores(head), count, recent=max(1, head.undecided, self.recent(head, count)))
+
+    def select(self, heads: Sequence[Head]) -> list[Tensor]:
+        if self.across == "head":
+            return super().select(heads)
+        return pooled(heads, [self.scores(head) for head in heads], self.across, self.allowed, self.recent)
 
 
 def check_budget(name: str, budget: float | int) -> None:
@@ -148,20 +186,11 @@ def check_count(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
+def tokens_of(budget: float | int, seen: int) -> float:
+    """Tokens that a budget gives a head after `seen` of them."""
+    return float(budget if isinstance(budget, int) else budget * seen)
+
+
 def tokens_within(budget: float | int, head: Head) -> int:
     """Tokens that a budget allows a head now, at least 1."""
-    return max(1, budget if isinstance(budget, int) else round(budget * head.seen))
-
-
-def top(scores: Tensor, count: int, recent: int = 0) -> Tensor:
-    """``[tokens]`` bool, True for the `recent` newest tokens and the best of the others: `count` in all.
-
-    >>> top(torch.tensor([0.1, 0.9, 0.5, 0.0]), count=2, recent=1)
-    tensor([False,  True, False,  True])
-    """
-    recent = min(recent, count)
-    keep = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
-    older = len(scores) - recent
-    keep[older:] = True
-    keep[scores[:older].topk(count - recent).indices] = True
-    return keep
+    return max(1, round(tokens_of(budget, head.seen)))

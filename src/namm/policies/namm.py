@@ -8,7 +8,8 @@ from torch import Tensor
 
 from namm.memory import NAMM
 from namm.memory.features import observe, observed
-from namm.policies.base import Head, Policy, check_budget, tokens_within, top
+from namm.policies.base import Head, Policy, check_budget, tokens_within
+from namm.policies.pool import top
 
 
 @dataclass

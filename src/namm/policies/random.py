@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from namm.policies.base import BudgetPolicy, Head, check_count, top
+from namm.policies.base import BudgetPolicy, Head, check_count
 
 
 @dataclass
@@ -19,9 +19,8 @@ class Random(BudgetPolicy):
         super().__post_init__()
         check_count("seed", self.seed, 0)
 
-    def keep(self, head: Head) -> Tensor:
+    def scores(self, head: Head) -> Tensor:
         # not the row: a batch must equal single runs
         key = hash((self.seed, head.layer, head.index, head.seen)) % 2**63
         generator = torch.Generator().manual_seed(key)
-        lots = torch.rand(head.tokens, generator=generator).to(head.keys.device)
-        return top(lots, self.tokens(head), recent=1)
+        return torch.rand(head.tokens, generator=generator).to(head.keys.device)

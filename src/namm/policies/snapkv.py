@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from namm.policies.base import BudgetPolicy, Head, check_count, top
-from namm.support.tensors import column_sum
+from namm.policies.base import BudgetPolicy, Head, check_count
+from namm.support.tensors import Column, column_sum
 
 
 @dataclass
@@ -23,6 +23,7 @@ class SnapKV(BudgetPolicy):
     name = "snapkv"
     window: int = 32
     pool: int = 7
+    state = {"votes": Column()}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -32,10 +33,13 @@ class SnapKV(BudgetPolicy):
             raise ValueError(f"pool must be odd, got {self.pool}")
         self.queries = self.window
 
-    def observe(self, head: Head) -> Tensor:
+    def observe(self, head: Head) -> None:
         assert head.attention is not None
         votes = column_sum(head.attention) / len(head.attention)
-        return F.max_pool1d(votes[None], self.pool, stride=1, padding=self.pool // 2)[0]
+        head.columns["votes"].copy_(F.max_pool1d(votes[None], self.pool, stride=1, padding=self.pool // 2)[0])
 
-    def keep(self, head: Head) -> Tensor:
-        return top(head.summary, self.tokens(head), recent=self.window)
+    def scores(self, head: Head) -> Tensor:
+        return head.columns["votes"]
+
+    def recent(self, head: Head, count: int) -> int:
+        return self.window

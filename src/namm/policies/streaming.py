@@ -4,14 +4,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from namm.policies.base import BudgetPolicy, Head, check_count, top
+from namm.policies.base import BudgetPolicy, Head, check_count
 
 
 @dataclass
 class Streaming(BudgetPolicy):
     """StreamingLLM (arXiv 2309.17453): the first `sinks` tokens and the most recent ones.
 
-    Positions stay true here; the paper re-numbers them inside the cache.
+    Positions stay true here; the paper re-numbers them inside the cache. No head asks for more than another, so that a
+    shared budget changes nothing.
     """
 
     name = "streaming"
@@ -21,6 +22,8 @@ class Streaming(BudgetPolicy):
         super().__post_init__()
         check_count("sinks", self.sinks, 0)
 
-    def keep(self, head: Head) -> Tensor:
-        count = self.tokens(head)
-        return top(-head.positions, count, recent=count - min(self.sinks, count - 1))
+    def scores(self, head: Head) -> Tensor:
+        return -head.positions
+
+    def recent(self, head: Head, count: int) -> int:
+        return count - min(self.sinks, count - 1)

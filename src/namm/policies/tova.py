@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from namm.policies.base import BudgetPolicy, Head, top
+from namm.policies.base import BudgetPolicy, Head
+from namm.support.tensors import Column
 
 
 @dataclass
@@ -13,10 +14,11 @@ class TOVA(BudgetPolicy):
 
     name = "tova"
     queries = 1
+    state = {"votes": Column()}
 
-    def observe(self, head: Head) -> Tensor:
+    def observe(self, head: Head) -> None:
         assert head.attention is not None
-        return head.attention[-1].float()
+        head.columns["votes"].copy_(head.attention[-1].float())
 
-    def keep(self, head: Head) -> Tensor:
-        return top(head.summary, self.tokens(head), recent=1)
+    def scores(self, head: Head) -> Tensor:
+        return head.columns["votes"]

@@ -1,0 +1,123 @@
+"""One budget for many heads: whose tokens compete for it, and which of them win."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from namm.policies.base import Head
+
+ACROSS = ("head", "layer", "model")
+SAFEGUARD = 0.2  # of its even share is a head's whatever the others' scores, as in AdaKV
+SLACK = 1.25  # times its even share a layer may hold while a model reads and only one layer is known at a time
+
+
+def top(scores: Tensor, count: int, recent: int = 0) -> Tensor:
+    """``[tokens]`` bool, True for the `recent` newest tokens and the best of the others: `count` in all.
+
+    >>> top(torch.tensor([0.1, 0.9, 0.5, 0.0]), count=2, recent=1)
+    tensor([False,  True, False,  True])
+    """
+    count = min(count, len(scores))
+    recent = min(recent, count)
+    keep = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+    older = len(scores) - recent
+    keep[older:] = True
+    keep[scores[:older].topk(count - recent).indices] = True
+    return keep
+
+
+def best(
+    scores: Sequence[Tensor],
+    total: int,
+    certain: Sequence[int],
+    floors: Sequence[int],
+    limits: Sequence[int] | None = None,
+) -> list[Tensor]:
+    """The best tokens of several heads: one threshold for all of them.
+
+    Args:
+        scores: of each head ``[tokens]``; heads may be on several devices.
+        total: tokens that stay of all heads together; more only where what is certain is more.
+        certain: of each head, how many of the newest stay in any case.
+        floors: of each head, how many tokens stay in any case, the certain ones among them, the best of the others.
+        limits: of each head, how many may stay, but for those that are certain.
+
+    Returns:
+        ``[tokens]`` bool of each head.
+    """
+    limits = [len(own) for own in scores] if limits is None else limits
+    bounds = list(zip(scores, certain, floors, limits, strict=True))
+    keep = [top(own, max(newest, min(floor, limit)), recent=newest) for own, newest, floor, limit in bounds]
+    rest = [top(own, max(newest, limit), recent=newest) for own, newest, _, limit in bounds]
+    rest = [open_ & ~own for open_, own in zip(rest, keep, strict=True)]
+    device = scores[0].device
+    running = torch.cat([own[open_].to(device) for own, open_ in zip(scores, rest, strict=True)])
+    won = torch.zeros(running.shape, dtype=torch.bool, device=device)
+    places = total - sum(int(own.sum()) for own in keep)
+    won[running.topk(min(max(0, places), len(running))).indices] = True
+    for own, open_, part in zip(keep, rest, won.split([int(o.sum()) for o in rest]), strict=True):
+        own[open_] = part.to(own.device)
+    return keep
+
+
+def pooled(
+    heads: Sequence[Head],
+    scores: Sequence[Tensor],
+    across: str,
+    allowed: Callable[[Head, int], float],
+    recent: Callable[[Head, int], int],
+    limits: Sequence[int] | None = None,
+) -> list[Tensor]:
+    """Which tokens stay where the heads of a layer, or of the whole model, share a budget; batch rows never do.
+
+    Args:
+        heads: decided on at one moment. scores: of each ``[tokens]``, comparable between heads.
+        across: "layer" or "model".
+        allowed: of a head after so many tokens, its even share of the budget in tokens.
+        recent: of a head with so many places, how many of its newest tokens stay in any case.
+        limits: see `best`.
+
+    Returns:
+        ``[tokens]`` bool of each head.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, head in enumerate(heads):
+        groups.setdefault((head.row, head.layer) if across == "layer" else (head.row,), []).append(number)
+    answers: dict[int, Tensor] = {}
+    for members in groups.values():
+        own = [heads[number] for number in members]
+        ratio = 1.0 if across == "layer" or own[0].whole else held_ratio(own, allowed)
+        shares = [ratio * allowed(head, head.seen) for head in own]
+        places = [max(1, round(share)) for share in shares]
+        certain = [
+            max(1, head.undecided, min(recent(head, count), count)) for head, count in zip(own, places, strict=True)
+        ]
+        found = best(
+            [scores[number] for number in members],
+            max(len(own), round(sum(shares))),
+            certain,
+            [round(SAFEGUARD * share) for share in shares],
+            None if limits is None else [limits[number] for number in members],
+        )
+        answers.update(zip(members, found, strict=True))
+    return [answers[number] for number in range(len(heads))]
+
+
+def held_ratio(heads: Sequence[Head], allowed: Callable[[Head, int], float]) -> float:
+    """What one layer held after its last decision, relative to its even share of the model's budget then.
+
+    It is `SLACK` where no decision was made, where less than half of the tokens had been seen, for what a short
+    beginning asked for says little, and where nothing had to go yet.
+    """
+    head = heads[0]
+    then = head.seen - head.new
+    held = sum(head.tokens - head.new for head in heads)
+    share = sum(allowed(head, then) for head in heads)
+    if 2 * then < head.seen or share == 0 or (held == then * len(heads) and held < share):
+        return SLACK
+    return held / share
