@@ -1,5 +1,6 @@
 """Hiding a pass key: once, where asked, in a context of the length asked for."""
 
+import random
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from namm.tasks import Document, Sample, pass_key
-from namm.tasks.passkey import NEEDLE
+from namm.tasks.facts import random_fact
+from namm.tasks.passkey import SENTENCE, WORDINGS, Wording
 
 
 def tokenizer_of_words() -> PreTrainedTokenizerFast:
@@ -36,14 +38,14 @@ def length(text: str) -> int:
 
 
 def needle_of(sample: Sample) -> str:
-    return NEEDLE.strip().format(key=sample.answer)
+    return SENTENCE.needle.strip().format(key=sample.answer)
 
 
 @given(st.integers(40, 700), st.integers(0, 10**6), st.none() | st.floats(0, 1))
 def test_needle_once_and_length_met(tokens: int, seed: int, depth: float | None) -> None:
     sample = pass_key(HAYSTACK, TOKENIZER, tokens=tokens, seed=seed, depth=depth)
     assert sample.context.count(needle_of(sample)) == 1
-    assert sample.context.count(sample.answer) == NEEDLE.count("{key}")
+    assert sample.context.count(sample.answer) == 1
     assert len(sample.answer) == 5 and sample.answer.isdigit()
     assert sample.answer not in sample.question
     assert tokens - 3 <= length(sample.context) <= tokens
@@ -91,7 +93,7 @@ def test_a_key_that_the_text_holds_already_is_drawn_anew() -> None:
     haystack = [Document("taken", " ".join([f"It costs {taken}."] * 60), "prose")]
     sample = pass_key(haystack, TOKENIZER, tokens=100, seed=0)
     assert sample.answer != taken
-    assert sample.context.count(sample.answer) == NEEDLE.count("{key}")
+    assert sample.context.count(sample.answer) == 1
 
 
 def test_code_takes_the_needle_between_lines() -> None:
@@ -102,18 +104,35 @@ def test_code_takes_the_needle_between_lines() -> None:
 
 
 def test_own_needle_and_question() -> None:
-    needle, question = "\n\nThe code is {key}.\n\n", "\n\nSo the code is "
-    sample = pass_key(HAYSTACK, TOKENIZER, tokens=200, seed=1, depth=0.5, needle=needle, question=question)
-    assert f"why.\n\nThe code is {sample.answer}.\n\n" in sample.context
-    assert sample.question == question
-    assert sample.prompt == sample.context + question
+    own = Wording("\n\nThe code is {key}.\n\n", "\n\nSo the code is ")
+    sample = pass_key(HAYSTACK, TOKENIZER, tokens=200, seed=1, depth=0.5, wording=own)
+    assert f"why.\n\nThe code is {sample.answer}.\n\nIt" in sample.context
+    assert sample.question == own.question
+    assert sample.prompt == sample.context + own.question
+    with pytest.raises(ValueError, match="has no place for the number"):
+        Wording("The key.", "What?")
+
+
+@given(st.integers(0, 10**6), st.floats(0, 1), st.sampled_from(sorted(WORDINGS)))
+def test_every_wording_tells_the_key_once(seed: int, depth: float, name: str) -> None:
+    wording = WORDINGS[name]
+    sample = pass_key(HAYSTACK, TOKENIZER, tokens=400, seed=seed, depth=depth, wording=wording)
+    assert sample.context.count(wording.needle.strip().format(key=sample.answer)) == 1
+    assert sample.context.count(sample.answer) == 1 and sample.answer not in sample.question
+    assert sample.answer == pass_key(HAYSTACK, TOKENIZER, tokens=400, seed=seed, depth=depth).answer
+
+
+def test_facts_of_training_tell_a_number_in_one_of_the_wordings_only() -> None:
+    told = {random_fact(random.Random(seed)).statement for seed in range(2000)}
+    begun = {name: wording.needle.strip().partition("{key}")[0] for name, wording in WORDINGS.items()}
+    known = {name for name, words in begun.items() if any(words in statement for statement in told)}
+    assert known == {"sentence"}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"depth": 1.5}, "depth is 1.5; it must lie between 0"),
-        ({"needle": "The key."}, "has no place for the number"),
         ({"tokens": 5}, "leaves no room for text beside the needle"),
         ({"tokens": 10_000}, "the haystack of 3 documents has .* and .* are needed"),
         ({"haystack": []}, "the haystack of 0 documents has 0 tokens"),
