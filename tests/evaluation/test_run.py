@@ -71,6 +71,18 @@ def test_a_batch_keeps_what_the_memory_kept_on_average(reader, characters, reque
     assert [row["budget"] for row in rows if row["policy"] == "h2o"] == [pytest.approx(sum(own) / 2)] * 2
 
 
+def test_prompts_go_into_the_chat_template_but_for_those_to_go_on_with(reader, request_) -> None:
+    tokenizer = bytewise()
+    tokenizer.chat_template = "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}</>{% endfor %}<assistant>"
+    config = replace(CONFIG, policies=("full",), budgets=(0.5,), chat=True)
+    tasks = [TASK, replace(TASK, name="made/on", goes_on=True)]
+    rows = evaluation(reader, tokenizer, config=config).run(tasks, replace(request_, tokenizer=tokenizer))
+    tokens = [row["tokens"] for row in rows]
+    assert tokens[0] - tokens[2] == len("<user></><assistant>") and all(row["chat"] for row in rows)
+    with pytest.raises(ValueError, match="no chat template"):
+        evaluation(reader, bytewise(), config=config).run([TASK], request_)
+
+
 @pytest.mark.parametrize("seen", [False, True])
 def test_the_question_is_seen_if_it_is_to_be(reader, characters, request_, seen) -> None:
     config = replace(CONFIG, policies=("h2o",), budgets=(0.5,), question_seen=seen)

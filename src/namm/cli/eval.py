@@ -39,6 +39,7 @@ def evaluate(
     question_seen: Annotated[
         bool, typer.Option(help="Decide what to keep after the question instead of before it.")
     ] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Prompts in the model's chat template.")] = False,
     window: Annotated[int | None, typer.Option(min=64, help="Tokens of prompt and answer at most.")] = None,
     rope_factor: Annotated[float, typer.Option(min=1.0, help="Stretch rotary positions (NTK-aware).")] = 1.0,
     batch: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 1,
@@ -86,6 +87,7 @@ def evaluate(
             window,
             batch,
             rope_factor,
+            chat,
         )
         for name in models
     ]

@@ -23,6 +23,7 @@ def encode_prompt(
     Args:
         raw: without the tokenizer's chat template, to be continued, as where it has none.
     """
+    from namm.tasks.chat import has_chat, in_chat
     from namm.tasks.encode import encode
 
     before, chat = any(texts), not raw and has_chat(tokenizer)
@@ -34,24 +35,6 @@ def encode_prompt(
 def ask(question: str) -> str:
     """A question as it follows a text in a chat."""
     return f"Question: {question}"
-
-
-def has_chat(tokenizer: Any) -> bool:
-    """Whether the model was trained to chat."""
-    return bool(getattr(tokenizer, "chat_template", None))
-
-
-def in_chat(tokenizer: Any, message: str) -> str:
-    """The text of a chat in which the assistant's turn has come; the message itself where there is no template."""
-    if not has_chat(tokenizer):
-        return message
-    from jinja2 import TemplateError
-
-    turns = [{"role": "user", "content": message}]
-    try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    except TemplateError as error:
-        raise ValueError(f"the model's chat template fails ({error}); --raw goes without it") from error
 
 
 def read(

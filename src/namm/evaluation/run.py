@@ -19,6 +19,7 @@ from namm.support.extras import require
 from namm.support.fingerprints import fingerprint, model_fingerprint
 from namm.support.journal import Journal, Row
 from namm.support.version import VERSION
+from namm.tasks.chat import chat_parts
 from namm.tasks.encode import encode
 from namm.tasks.metrics import LIKELIHOOD, check_metric
 
@@ -37,6 +38,7 @@ class EvalConfig:
         budgets: fractions to keep. The memory aims at each; what it really kept of a sample is what the hand-designed
             rules may keep of that sample (without the memory among the policies: the fraction itself).
         question_seen: decide what to keep after the question instead of before it.
+        chat: put prompts into the model's chat template, but for those that are texts to go on with.
         window: tokens of prompt and answer at most, the middle of the context goes; None: the model's own.
         batch: prompts at once.
         rope_factor: the model's positions were stretched by this.
@@ -50,6 +52,7 @@ class EvalConfig:
     window: int | None = None
     batch: int = 1
     rope_factor: float = 1.0
+    chat: bool = False
 
     def __post_init__(self) -> None:
         check_policies(self.policies)
@@ -119,7 +122,10 @@ class Evaluation:
         return encode(self.tokenizer, text, begins=False)[0]
 
     def _prompt(self, task: Task, question: Question) -> Prompt:
-        context, asked = encode(self.tokenizer, question.context)[0], self._following(question.question)
+        parts = question.context, question.question
+        if self.config.chat and not task.goes_on:
+            parts = chat_parts(self.tokenizer, *parts)
+        context, asked = encode(self.tokenizer, parts[0])[0], self._following(parts[1])
         if not len(asked):  # something must come after the decision
             context, asked = context[:-1], context[-1:]
         if not question.context.strip() or not len(context):
@@ -169,7 +175,8 @@ class Evaluation:
 
     def _row(self, task: Task, question: Question, prompt: Prompt, answer: Reply) -> Row:
         described = {
-            name: getattr(self.config, name) for name in ("model", "memory", "question_seen", "window", "rope_factor")
+            name: getattr(self.config, name)
+            for name in ("model", "memory", "question_seen", "chat", "window", "rope_factor")
         }
         return described | {
             "version": VERSION,

@@ -81,6 +81,7 @@ class Task:
         questions: makes them, at most ``request.samples``; raises `SkippedTaskError`, or ValueError naming file,
             line and key of what is wrong.
         stop: the answer ends before the first of these.
+        goes_on: the answer goes on with the prompt's own text, examples or code, so that no chat template serves it.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Task:
     new_tokens: int
     questions: Callable[[Request], Iterable[Question]]
     stop: tuple[str, ...] = ()
+    goes_on: bool = False
 
 
 def local_rows(data: Path, names: Iterable[str]) -> Iterator[Row] | None:

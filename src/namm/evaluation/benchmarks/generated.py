@@ -17,7 +17,7 @@ def _task(name: str) -> Task:
             sample = GENERATORS[name](texts, request.tokenizer, tokens=request.tokens, seed=seed)
             yield Question(f"{request.tokens}/{seed}", sample.context, sample.question, (sample.answer,))
 
-    return Task(name, LIKELIHOOD, 0, questions)
+    return Task(name, LIKELIHOOD, 0, questions, goes_on=True)
 
 
 GENERATED: Mapping[str, Task] = {name: _task(name) for name in GENERATORS}

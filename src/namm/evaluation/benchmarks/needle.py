@@ -22,4 +22,4 @@ def _questions(request: Request) -> Iterator[Question]:
                 yield Question(f"{length}/{depth}/{seed}", sample.context, sample.question, (sample.answer,), (), place)
 
 
-NEEDLE: Mapping[str, Task] = {"needle": Task("needle", "exact", 8, _questions)}
+NEEDLE: Mapping[str, Task] = {"needle": Task("needle", "exact", 8, _questions, goes_on=True)}
