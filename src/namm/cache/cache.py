@@ -17,6 +17,7 @@ from namm.cache.rehearsal import Rehearsal
 from namm.cache.serves import NEEDS_USE_CACHE, UnsupportedModelError, layer_kinds
 from namm.cache.stats import CacheStats, collect
 from namm.memory import NAMM
+from namm.models.rope import rotary_of
 from namm.policies import NAMMPolicy
 from namm.policies.base import Policy
 
@@ -40,6 +41,7 @@ class MemoryCache(Cache):
 
     Raises:
         UnsupportedModelError: if the model can't be served.
+        ValueError: if the policy sees queries, and how the model turns them by positions is not known, see `rotary_of`.
         TypeError: if `model` is no model, or `policy` neither a policy nor a memory.
 
     Example:
@@ -65,9 +67,10 @@ class MemoryCache(Cache):
         self.loan = loan_of(model)
         if getattr(getattr(model, "generation_config", None), "use_cache", None) is False:
             raise UnsupportedModelError(NEEDS_USE_CACHE)
+        rotary = rotary_of(model) if policy.sees_queries else None
         super().__init__(
             layers=[
-                MemoryLayer(index, policy, self.padding, self.loan)
+                MemoryLayer(index, policy, self.padding, self.loan, rotary)
                 if kind == "full_attention"
                 else DYNAMIC_LAYER_TYPE_MAPPING[kind](**options)
                 for index, (kind, options) in enumerate(zip(types, arguments, strict=True))

@@ -15,6 +15,7 @@ from namm.cache.loan import IMPLEMENTATION, Loan
 from namm.cache.padding import Padding
 from namm.cache.row import Row
 from namm.cache.serves import UnsupportedModelError
+from namm.models.rope import Rotary
 from namm.policies.base import Policy
 
 
@@ -29,6 +30,7 @@ class MemoryLayer(CacheLayerMixin):
         rows: one for each batch row, none before the first tokens.
         seen_with_padding: tokens so far as transformers counts them.
         padding, loan: shared by all layers of a cache.
+        rotary: how the model turns queries, for a policy that sees them.
         waits: blocks end by `settle` only, and nothing is decided before.
     """
 
@@ -37,9 +39,9 @@ class MemoryLayer(CacheLayerMixin):
     is_sliding = False
     supports_early_init = False
 
-    def __init__(self, index: int, policy: Policy, padding: Padding, loan: Loan) -> None:
+    def __init__(self, index: int, policy: Policy, padding: Padding, loan: Loan, rotary: Rotary | None = None) -> None:
         super().__init__()
-        self.index, self.policy, self.padding, self.loan = index, policy, padding, loan
+        self.index, self.policy, self.padding, self.loan, self.rotary = index, policy, padding, loan, rotary
         self.reset()
 
     def reset(self) -> None:
@@ -111,8 +113,9 @@ class MemoryLayer(CacheLayerMixin):
         batch, tokens = query.shape[0], query.shape[2]
         self._form = form
         if not self.rows:
-            make = Row.empty
-            self.rows = [make(self.policy, self.index, b, query[b], keys[b], values[b]) for b in range(batch)]
+            self.rows = [
+                Row.empty(self.policy, self.index, b, query[b], keys[b], values[b], self.rotary) for b in range(batch)
+            ]
         told = self.padding.at(self.seen_with_padding, tokens)
         if told is not None and told.hidden is not None:
             for row, hidden in zip(self.rows, told.hidden, strict=True):

@@ -36,8 +36,10 @@ class Text:
     """The real tokens of one batch row.
 
     Attributes:
-        ids: ``[tokens]``. columns: ``[tokens]``, where they are in the batch.
-        read, decided: how many so far.
+        ids: ``[tokens]``.
+        columns: ``[tokens]``, where they are in the batch.
+        read: how many so far.
+        decided: how many of these were decided on.
     """
 
     ids: Tensor

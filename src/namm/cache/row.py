@@ -11,6 +11,7 @@ from torch import Tensor
 from namm.cache.arithmetic import AttentionForm, attend, attend_exactly, log_normaliser, replay
 from namm.cache.queries import Queries
 from namm.cache.storage import TokenStore
+from namm.models.rope import Rotary
 from namm.policies.base import Head, Policy
 
 
@@ -28,6 +29,7 @@ class Row:
         updated: `seen` at the last update.
         due: heads to decide on.
         hid: a mask has hidden tokens of this row, so that the newest of them may be gone.
+        rotary: how the model turns queries, for a policy that sees them.
     """
 
     policy: Policy
@@ -39,12 +41,23 @@ class Row:
     updated: int = 0
     due: list[Head] = field(default_factory=list)
     hid: bool = False
+    rotary: Rotary | None = None
 
     @classmethod
-    def empty(cls, policy: Policy, layer: int, index: int, query: Tensor, keys: Tensor, values: Tensor) -> Row:
+    def empty(
+        cls,
+        policy: Policy,
+        layer: int,
+        index: int,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        rotary: Rotary | None = None,
+    ) -> Row:
         """A row for tokens like these, ``[heads, tokens, width]`` each."""
         store = TokenStore(keys.shape[0], keys, values, policy.state)
-        return cls(policy, layer, index, store, Queries(query.new_empty(query.shape[0], 0, query.shape[2])))
+        queries = Queries(query.new_empty(query.shape[0], 0, query.shape[2]))
+        return cls(policy, layer, index, store, queries, rotary=rotary)
 
     @property
     def fresh(self) -> int:
@@ -214,7 +227,10 @@ class Row:
                 self._replay_carried(head, form, record)
                 normalisers = log_normaliser(watched[:, -carry:], keys, found.tokens, form)
             found.attention = record[..., : found.tokens]
-        found.summary, found.attention = self.policy.observe(found), None
+        if self.policy.sees_queries:
+            found.queries, found.rotary = watched * form.scaling, self.rotary
+        found.summary = self.policy.observe(found)
+        found.attention = found.queries = None
         return found, normalisers
 
     def _replay_carried(self, head: int, form: AttentionForm, record: Tensor) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from namm.policies.pool import ACROSS, pooled, top
+from namm.policies.pool import ACROSS, SAFEGUARD, pooled, top
 from namm.support.tensors import Column
+
+if TYPE_CHECKING:
+    from namm.models.rope import Rotary
 
 REHEARSED = "rehearsed"
 """State column, one number a token, that a rehearsal fills: what a repetition pays the token; 0: not rehearsed."""
@@ -36,6 +39,10 @@ class Head:
             of the group (``[group, carry + queries, tokens]`` for a policy with ``per_query_head``); there only
             inside `Policy.observe`, None elsewhere and for a policy that asks for no attention.
         summary: what `Policy.observe` returned.
+        queries: ``[group, n, width]``, those that `observe` may look at, as they are multiplied with the keys: turned
+            by their positions, the last of which is the newest token's, and scaled; None as `attention` is, and for a
+            policy without `sees_queries`.
+        rotary: how the model turns them; for a policy with `sees_queries`.
     """
 
     layer: int
@@ -46,6 +53,8 @@ class Head:
     new: int
     attention: Tensor | None = None
     summary: Any = None
+    queries: Tensor | None = None
+    rotary: Rotary | None = None
     undecided: int = 0
     whole: bool = True
 
@@ -82,6 +91,7 @@ class Policy:
         queries: how many of the newest queries since the last update `observe` sees; 0: none, None: all of them.
         smallest_block: fewer tokens than this since the last update are not decided on, see `MemoryCache.settle`.
         carry: rows of attention of the *previous* block's last queries that come before them (zeros at the first).
+        sees_queries: give `observe` the queries themselves as well; the model must have rotary positions.
         per_query_head: give `observe` the attention of every query head instead of their mean.
         state: columns of its own, kept beside K and V of every token, zero for new tokens; one called `REHEARSED` is
             filled by `MemoryCache.rehearse`.
@@ -93,6 +103,7 @@ class Policy:
     smallest_block: int = 1
     carry: int = 0
     per_query_head: bool = False
+    sees_queries: bool = False
     state: Mapping[str, Column] = {}
     needs_rehearsal: ClassVar[bool] = False
     name: ClassVar[str] = "policy"
@@ -131,11 +142,13 @@ class BudgetPolicy(Policy):
         across: whose tokens compete for one budget: "head", each head has its own; "layer", the heads of a layer share
             theirs (AdaKV, arXiv 2407.11550); "model", all heads of all layers do. One threshold decides then, so that
             scores should mean the same in every head.
+        safeguard: share of an even budget that a head has to itself whatever the others' scores.
     """
 
     budget: float | int = 0.25
     update_interval: int | None = 256
     across: str = field(default="head", kw_only=True)
+    safeguard: ClassVar[float] = SAFEGUARD
 
     def __post_init__(self) -> None:
         check_budget("budget", self.budget)
@@ -167,7 +180,8 @@ class BudgetPolicy(Policy):
     def select(self, heads: Sequence[Head]) -> list[Tensor]:
         if self.across == "head":
             return super().select(heads)
-        return pooled(heads, [self.scores(head) for head in heads], self.across, self.allowed, self.recent)
+        scores = [self.scores(head) for head in heads]
+        return pooled(heads, scores, self.across, self.allowed, self.recent, safeguard=self.safeguard)
 
 
 def check_budget(name: str, budget: float | int) -> None:

@@ -72,6 +72,7 @@ def pooled(
     allowed: Callable[[Head, int], float],
     recent: Callable[[Head, int], int],
     limits: Sequence[int] | None = None,
+    safeguard: float = SAFEGUARD,
 ) -> list[Tensor]:
     """Which tokens stay where the heads of a layer, or of the whole model, share a budget; batch rows never do.
 
@@ -81,6 +82,7 @@ def pooled(
         allowed: of a head after so many tokens, its even share of the budget in tokens.
         recent: of a head with so many places, how many of its newest tokens stay in any case.
         limits: see `best`.
+        safeguard: share of its even share that is a head's in any case.
 
     Returns:
         ``[tokens]`` bool of each head.
@@ -101,7 +103,7 @@ def pooled(
             [scores[number] for number in members],
             max(len(own), round(sum(shares))),
             certain,
-            [round(SAFEGUARD * share) for share in shares],
+            [round(safeguard * share) for share in shares],
             None if limits is None else [limits[number] for number in members],
         )
         answers.update(zip(members, found, strict=True))
