@@ -23,7 +23,7 @@ from namm.policies import BUDGETED
 from namm.policies.names import make_policy
 from namm.tasks import Document, heldout_documents, read_documents
 from namm.tasks.answering import tail_loss
-from namm.tasks.encode import beginning, encode
+from namm.tasks.encode import beginning, encode, to_repeat
 
 
 def passages(documents: list[Document], tokenizer: Any, tokens: int, count: int) -> Iterator[tuple[str, str, Tensor]]:
@@ -60,8 +60,12 @@ def main() -> None:
     if not found:
         raise SystemExit(f"no text has {arguments.tokens + arguments.tail} tokens")
 
+    instruction = to_repeat(setup.tokenizer)
+
     def measure(ids: Tensor, policy: str, budget: float | None) -> Row:
-        tail = vars(tail_loss(setup.model, ids, make_policy(policy, budget, setup.memory), arguments.tail))
+        rule = make_policy(policy, budget, setup.memory)
+        rehearse = instruction if rule.needs_rehearsal else None
+        tail = vars(tail_loss(setup.model, ids, rule, arguments.tail, rehearse))
         return {name: value for name, value in tail.items() if name != "seconds"}
 
     for kind, name, ids in track(found, "passages"):

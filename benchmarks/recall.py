@@ -20,6 +20,7 @@ from namm.policies import BUDGETED
 from namm.policies.names import make_policy
 from namm.tasks import GENERATORS, heldout_documents, read_documents
 from namm.tasks.answering import read
+from namm.tasks.encode import to_repeat
 
 
 def main() -> None:
@@ -38,9 +39,12 @@ def main() -> None:
     results = Measurements(arguments, made_with(arguments, setup))
     documents = read_documents(*arguments.text) if arguments.text else heldout_documents(code=8)
 
+    instruction = to_repeat(setup.tokenizer)
+
     def measure(parts: tuple[Tensor, ...], policy: str, budget: float | None) -> Row:
         context, question, answer = (part[0] for part in parts)
-        reading = read(setup.model, [context], make_policy(policy, budget, setup.memory))
+        rule = make_policy(policy, budget, setup.memory)
+        reading = read(setup.model, [context], rule, rehearse=instruction if rule.needs_rehearsal else None)
         found, first_choice = reading.score(question, answer)
         return {
             "log_probability": float(found.mean()),

@@ -18,7 +18,8 @@ KEEP_ALL = [
     SnapKV(budget=1.0, update_interval=64),
     NAMMPolicy(MEMORY, offset=1e9),
 ]
-EVICTING = [rule(budget=0.25, update_interval=64) for rule in BUDGETED.values()] + [NAMMPolicy(MEMORY)]
+ALONE = [rule for rule in BUDGETED.values() if not rule.needs_rehearsal]
+EVICTING = [rule(budget=0.25, update_interval=64, across="head") for rule in ALONE] + [NAMMPolicy(MEMORY)]
 
 
 def named(policy: Policy) -> str:

@@ -21,7 +21,7 @@ KEEP_ALL = [
     SnapKV(budget=1.0, update_interval=32),
     NAMMPolicy(NAMM(NAMMConfig(update_interval=16)), offset=1e9),
 ]
-EVICTING = [rule(budget=0.5, update_interval=16) for rule in BUDGETED.values()]
+EVICTING = [rule(budget=0.5, update_interval=16) for rule in BUDGETED.values() if not rule.needs_rehearsal]
 EVICTING.append(NAMMPolicy(NAMM(NAMMConfig(update_interval=16))))
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
 
 from namm import MemoryCache
-from namm.policies import Full, Policy
+from namm.policies import Full, KVzip, Policy
 from namm.policies.base import REHEARSED
 from namm.support.tensors import Column
 
@@ -188,3 +188,44 @@ def test_an_interrupted_rehearsal_is_noticed(wild: PreTrainedModel, ids: Tensor)
         wild(ids, past_key_values=cache)
     cache.check()
     assert cache.stats().seen == (INTERVAL + ids.shape[1],)
+
+
+@torch.no_grad()
+def test_kvzip_keeps_the_best_of_the_model_by_the_papers_score(wild: PreTrainedModel, ids: Tensor) -> None:
+    """A text of one block: nothing is forgotten before all scores are known, as in the paper."""
+    ids = ids[:, :200]
+    cache = MemoryCache(wild, KVzip(budget=0.25, update_interval=200))
+    cache.rehearse(ids, INSTRUCTION)
+    scores = torch.stack(dense(wild, ids, 0, 200))  # [layers, heads, tokens]
+    scores[..., :4] = scores[..., -1] = 2.0
+    expected = torch.zeros(scores.numel(), dtype=torch.bool)
+    expected[scores.flatten().topk(scores.numel() // 4).indices] = True
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    for layer, rows in enumerate(cache.positions()):
+        for head, positions in enumerate(rows[0]):
+            kept[layer, head, positions.long()] = True
+    assert int(kept.sum()) == int(expected.sum())
+    assert int((kept.flatten() != expected).sum()) <= 4, "but for ties of 16-bit numbers"
+
+
+@torch.no_grad()
+def test_kvzip_forgets_on_the_way_and_after(wild: PreTrainedModel, ids: Tensor) -> None:
+    cache, held = MemoryCache(wild, KVzip(budget=0.25, update_interval=64)), []
+    cache.rehearse(ids[:, :256], INSTRUCTION, progress=lambda tokens: held.append((tokens, cache.stats())))
+    assert [(tokens, stats.kept_fraction) for tokens, stats in held] == [
+        (64, 0.25),
+        (128, 0.25),
+        (192, 0.25),
+        (256, 0.25),
+    ]
+    assert held[-1][1].kv_bytes <= 0.5 * held[-1][1].full_bytes, "memory is really freed"
+    wild(ids[:, :64], past_key_values=cache)  # as if asked, and an answer given
+    cache.check()
+    assert cache.stats().kept_fraction == 0.25
+    assert all(head[-64:].tolist() == list(range(256, 320)) for layer in cache.positions() for head in layer[0])
+
+
+@torch.no_grad()
+def test_kvzip_says_that_it_needs_a_rehearsal(wild: PreTrainedModel, ids: Tensor) -> None:
+    with pytest.raises(ValueError, match="KVzip decides by a rehearsal"):
+        wild(ids, past_key_values=MemoryCache(wild, KVzip(update_interval=64)))

@@ -27,6 +27,9 @@ def test_compare_lists_every_policy(memory: str, document: Path) -> None:
         "l2",
         "tova",
         "snapkv",
+        "keydiff",
+        "expected",
+        "kvzip",
         "random",
     ]
     table = runner.invoke(app, arguments)

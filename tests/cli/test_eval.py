@@ -47,7 +47,7 @@ def test_a_file_of_ones_own_under_all_policies(tmp_path: Path, memory: str, file
     left = {path.name for path in out.iterdir() if not path.name.startswith(".")}
     assert left == {"results.jsonl", "run.json", "scores.png", "table.json", "table.md"}
     rows = (out / "results.jsonl").read_text().splitlines()
-    assert len(rows) == 2 * (1 + 2 * 7) and "| mine | namm |" in (out / "table.md").read_text()
+    assert len(rows) == 2 * (1 + 2 * 10) and "| mine | namm |" in (out / "table.md").read_text()
     again = run(*arguments, "--json")
     found = json.loads(again.stdout)
     assert found["folder"] == str(out) and found["results"] == len(rows)

@@ -36,7 +36,7 @@ def test_generate_as_json_reports_what_was_held(memory: str, document: Path) -> 
     assert 0 < found["kept_fraction"] < 1 and found["held_bytes"] > 0
 
 
-@pytest.mark.parametrize("policy", ["full", "h2o", "random"])
+@pytest.mark.parametrize("policy", ["full", "h2o", "kvzip", "random"])
 def test_generate_under_every_kind_of_policy(policy: str, document: Path) -> None:
     arguments = [
         "generate",
@@ -50,6 +50,11 @@ def test_generate_under_every_kind_of_policy(policy: str, document: Path) -> Non
     ]
     result = runner.invoke(app, arguments if policy == "full" else [*arguments, "--budget", "0.5"])
     assert result.exit_code == 0, result.output
+
+
+def test_a_rehearsal_that_the_policy_does_not_look_at_is_refused(memory: str, document: Path) -> None:
+    result = runner.invoke(app, ["generate", "--file", str(document), "--policy", "h2o", "--rehearse"])
+    assert result.exit_code == 1 and "does not look at a rehearsal" in result.stderr
 
 
 @pytest.mark.parametrize(

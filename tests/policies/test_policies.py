@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from namm import NAMM, NAMMConfig, policies
+from namm.models.rope import Rotary
 from namm.policies import BUDGETED, Head, NAMMPolicy, top
+from namm.policies.base import REHEARSED
 
 
 def head(tokens: int, seen: int, seed: int = 0, attention_rows: int = 32) -> Head:
@@ -17,11 +19,16 @@ def head(tokens: int, seen: int, seed: int = 0, attention_rows: int = 32) -> Hea
     keys, values = torch.randn(2, tokens, 8, generator=generator)
     attention = torch.rand(attention_rows, tokens, generator=generator)
     columns = {"keys": keys, "values": values, "positions": positions}
-    return Head(0, 0, 0, columns, seen, min(32, tokens), attention)
+    found = Head(0, 0, 0, columns, seen, min(32, tokens), attention)
+    found.queries = torch.randn(2, min(32, tokens), 8, generator=generator)
+    found.rotary = Rotary(torch.tensor([1.0, 0.3, 0.1]), interleaved=False, scaling=1.0)
+    return found
 
 
 def decide(policy: policies.Policy, view: Head) -> torch.Tensor:
     state = {name: torch.zeros(view.tokens, *c.shape, dtype=c.dtype) for name, c in policy.state.items()}
+    if policy.rehearses:
+        state[REHEARSED] += torch.rand(view.tokens).clamp_min(1e-6)
     view.columns = {**view.columns, **state}
     view.summary = policy.observe(view)
     return policy.select([view])[0]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from namm.policies import BUDGETED, Head
-from namm.policies.pool import SAFEGUARD, best, top
+from namm.policies.pool import best, top
 
 
 def reference(scores: list[list[float]], total: int, certain: list[int], floors: list[int], limits: list[int]):
@@ -68,6 +68,8 @@ def heads(layers: int, rows: int, seen: int, seed: int = 0) -> list[Head]:
             "keys": torch.randn(seen, 8, generator=generator) * (1 + layer + index),
             "positions": torch.arange(seen).int(),
             "mass": torch.rand(seen, generator=generator) * (1 + layer + 2 * index),
+            "expected": torch.rand(seen, generator=generator) * (1 + layer + 2 * index),
+            "rehearsed": torch.rand(seen, generator=generator).clamp_min(0.01) * (1 + layer + 2 * index) / 8,
             "votes": torch.rand(seen, generator=generator) * (1 + layer + 2 * index),
         }
         for layer in range(layers)
@@ -92,8 +94,8 @@ def test_a_shared_budget_is_met_exactly_and_by_the_best(name, across, budget) ->
         counts.setdefault(group, []).append(int(mask.sum()))
         assert mask[-max(1, policy.recent(head, share)) :].all()
     assert all(sum(own) == share * len(own) for own in counts.values())
-    assert all(min(own) >= round(SAFEGUARD * share) for own in counts.values())
-    if name in ("h2o", "snapkv", "l2", "tova"):
+    assert all(min(own) >= round(policy.safeguard * share) for own in counts.values())
+    if name in ("h2o", "snapkv", "l2", "tova", "expected", "kvzip"):
         assert all(len(set(own)) > 1 for own in counts.values()), "no head asked for more than another"
     if name == "streaming":
         assert all(torch.equal(a, b) for a, b in zip(keep, BUDGETED[name](budget=budget).select(given), strict=True))

@@ -22,6 +22,7 @@ def compare(
     model: options.ModelOption = options.DEFAULT_MODEL,
     memory: options.MemoryOption = options.DEFAULT_MEMORY,
     kept: options.KeptOption = None,
+    rehearse: options.RehearseOption = False,
     tokens: Annotated[int, typer.Option(min=64, help="Use at most this many tokens of the file.")] = 4352,
     tail: Annotated[int, typer.Option(min=1, help="Tokens at the end whose loss is measured.")] = 256,
     dtype: options.DtypeOption = Dtype.AUTO,
@@ -32,7 +33,7 @@ def compare(
     from namm.evaluation import compare as run
     from namm.memory import NAMM
     from namm.tasks import packaged_prose
-    from namm.tasks.encode import encode
+    from namm.tasks.encode import encode, to_repeat
 
     text = common.read_text(file) if file else packaged_prose("demo")[0].text
     own = NAMM.from_pretrained(memory)
@@ -45,7 +46,10 @@ def compare(
         def before(policy: str) -> None:
             progress("policies", len(rows), len(options.POLICIES), policy)
 
-        for row in run(network, ids, own, kept=kept, tail=tail, progress=before):
+        instruction = to_repeat(tokenizer)
+        for row in run(
+            network, ids, own, kept=kept, tail=tail, instruction=instruction, rehearse=rehearse, progress=before
+        ):
             rows.append(row)
         progress("policies", len(rows), len(rows))
     name = file.name if file else "demo.txt"

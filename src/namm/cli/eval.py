@@ -40,6 +40,7 @@ def evaluate(
         bool, typer.Option(help="Decide what to keep after the question instead of before it.")
     ] = False,
     chat: Annotated[bool, typer.Option("--chat", help="Prompts in the model's chat template.")] = False,
+    rehearse: options.RehearseOption = False,
     window: Annotated[int | None, typer.Option(min=64, help="Tokens of prompt and answer at most.")] = None,
     rope_factor: Annotated[float, typer.Option(min=1.0, help="Stretch rotary positions (NTK-aware).")] = 1.0,
     batch: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 1,
@@ -88,6 +89,7 @@ def evaluate(
             batch,
             rope_factor,
             chat,
+            rehearse,
         )
         for name in models
     ]

@@ -29,6 +29,7 @@ def generate(
         float | None,
         typer.Option(min=0.0, help="Of a hand-designed rule: a fraction up to 1 (default 0.25), or tokens."),
     ] = None,
+    rehearse: options.RehearseOption = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer at most.")] = 128,
     dtype: options.DtypeOption = Dtype.AUTO,
     device: options.DeviceOption = None,
@@ -48,6 +49,7 @@ def generate(
     from namm.cache import MemoryCache
     from namm.cli.reading import Clock, answer, encode_prompt, read
     from namm.memory import NAMM
+    from namm.tasks.encode import to_repeat
 
     rule = common.policy_from(policy, NAMM.from_pretrained(memory), kept=kept, offset=offset, budget=budget)
     network, tokenizer = common.load(model, dtype, device)
@@ -59,7 +61,8 @@ def generate(
             # the last token gives the first of the answer; a short prompt is kept whole, if nothing else is asked for
             asked = any(option is not None for option in (kept, offset, budget))
             decide = asked or ids.shape[1] > (rule.update_interval or 0)
-            read(network, ids[:, :-1], cache, progress, decide=decide)
+            instruction = to_repeat(tokenizer) if rehearse or rule.needs_rehearsal else None
+            read(network, ids[:, :-1], cache, progress, decide=decide, rehearse=instruction)
         stats = cache.stats()
         found = answer(network, tokenizer, ids, cache, max_new_tokens, streamer=streamer, stopping_criteria=[clock])
     answered = tokenizer.decode(found, skip_special_tokens=True)

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 DEFAULT_MODEL = DEFAULT_MEMORY = "smollm2-135m"
-POLICIES = ("full", "namm", "streaming", "h2o", "l2", "tova", "snapkv", "random")
+POLICIES = ("full", "namm", "streaming", "h2o", "l2", "tova", "snapkv", "keydiff", "expected", "kvzip", "random")
 PRESETS = ("cpu-demo", "cpu", "gpu")
 CONFIGS = ("gemma3-270m", "meta-llama-3-70b", "meta-llama-3-8b", "smollm2-135m")
 SUITES = ("offline", "longbench", "choubun", "leval", "infinitebench", "ruler", "needle")
@@ -38,6 +38,13 @@ KeptOption = Annotated[
         min=0.01,
         max=1.0,
         help="Aim at this kept fraction, for shipped memories 0.125 to 0.5 (else the memory's own choice).",
+    ),
+]
+RehearseOption = Annotated[
+    bool,
+    typer.Option(
+        "--rehearse",
+        help="The model repeats what it reads before the policy decides, if that looks at it: about twice the time.",
     ),
 ]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Of the weights.")]

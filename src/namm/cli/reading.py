@@ -38,17 +38,27 @@ def ask(question: str) -> str:
 
 
 def read(
-    model: Any, ids: Tensor, cache: MemoryCache, progress: Update, stage: str = "reading", decide: bool = True
+    model: Any,
+    ids: Tensor,
+    cache: MemoryCache,
+    progress: Update,
+    stage: str = "reading",
+    decide: bool = True,
+    rehearse: Tensor | None = None,
 ) -> None:
     """Feed ``[1, tokens]`` to the model, and decide on what they leave in the cache.
 
     Args:
         decide: else what came since the last update stays until the next.
+        rehearse: with a rehearsal, which always decides: the instruction, see `MemoryCache.rehearse`.
     """
     total = ids.shape[1]
     if not total:
         return
     progress(stage, 0, total)
+    if rehearse is not None:
+        cache.rehearse(ids, rehearse, progress=lambda done: progress(stage, done, total))
+        return
     for start in range(0, total, CHUNK):
         model(ids[:, start : start + CHUNK], past_key_values=cache, logits_to_keep=1)
         progress(stage, min(start + CHUNK, total), total)

@@ -30,6 +30,8 @@ def compare(
     *,
     kept: float | None = None,
     tail: int = 256,
+    instruction: Tensor | None = None,
+    rehearse: bool = False,
     progress: Callable[[str], None] = lambda name: None,
 ) -> Iterator[Comparison]:
     """Full cache, then the memory, then every hand-designed rule with the fraction that the memory kept as its budget.
@@ -39,17 +41,26 @@ def compare(
     Args:
         ids: ``[1, tokens]``.
         kept: fraction the memory aims at; None: its own choice.
+        instruction: token ids ``[tokens]`` that come before the repetition in a rehearsal, see
+            `namm.tasks.encode.to_repeat`; None: rules that need a rehearsal are left out.
+        rehearse: with a rehearsal for all policies that look at one, else for those that need it.
         progress: called with a policy's name before it runs.
+
+    Raises:
+        ValueError: if `rehearse` comes without an instruction.
     """
+    if rehearse and instruction is None:
+        raise ValueError("a rehearsal needs an instruction")
 
     def measure(policy: Policy) -> Tail:
         progress(policy.name)
-        return tail_loss(model, ids, policy, tail)
+        own = instruction if rehearse or policy.needs_rehearsal else None
+        return tail_loss(model, ids, policy, tail, own)
 
     full = measure(make_policy("full", None, memory))
     yield Comparison("full", full, 0.0)
     own = measure(make_policy("namm", kept, memory))
     yield Comparison("namm", own, own.loss - full.loss)
-    for name in BUDGETED:
+    for name in [name for name, rule in BUDGETED.items() if instruction is not None or not rule.needs_rehearsal]:
         other = measure(make_policy(name, own.kept_fraction, memory))
         yield Comparison(name, other, other.loss - full.loss)

@@ -29,7 +29,7 @@ from namm.cache import MemoryCache
 from namm.memory import NAMM
 from namm.models import load_model
 from namm.policies import Policy
-from namm.policies.names import check_policies, make_policy
+from namm.policies.names import check_policies, is_budgeted, make_policy, rule_of
 from namm.support.extras import require
 
 require(["lm_eval"], "harness")
@@ -117,6 +117,8 @@ def harness_policy(name: str, memory: str, kept: float | None, budget: float | N
         raise ValueError("policy=namm takes kept=FRACTION, to aim at; budget is for the hand-designed rules")
     if name != "namm" and kept is not None:
         raise ValueError(f"policy={name} takes budget=FRACTION; kept is for policy=namm")
+    if is_budgeted(name) and rule_of(name).needs_rehearsal:
+        raise ValueError(f"policy={name} needs a rehearsal, which lm_eval leaves no room for; `namm eval` makes one")
     if name != "namm":
         kept = 0.25 if budget is None else budget
     return make_policy(name, kept, NAMM.from_pretrained(memory))

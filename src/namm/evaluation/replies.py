@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from namm.tasks.answering import padding_token, read
+from namm.tasks.encode import to_repeat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -67,6 +68,7 @@ def reply(
     *,
     new_tokens: int,
     question_seen: bool = False,
+    rehearse: bool = False,
     reference: Tensor | None = None,
 ) -> list[Reply]:
     """Read prompts under a policy in one batch, decide what to keep, and answer greedily.
@@ -74,6 +76,7 @@ def reply(
     Args:
         question_seen: decide after the question, else before it comes; either way what the prompt leaves in the cache
             is then all the policy's choice.
+        rehearse: with a rehearsal, if the policy looks at one; one that needs it is given it anyway.
         reference: ``[tokens]``, for a single prompt: score these tokens, teacher-forced, and generate nothing.
     """
     if reference is not None and len(prompts) != 1:
@@ -81,7 +84,9 @@ def reply(
     started = time.perf_counter()
     if question_seen:  # but for its last token, which comes after the decision
         prompts = [Prompt(torch.cat([p.context, p.question[:-1]]), p.question[-1:]) for p in prompts]
-    reading = read(model, [p.context for p in prompts], policy, pad=padding_token(tokenizer))
+    instruction = to_repeat(tokenizer) if rehearse or policy.needs_rehearsal else None
+    contexts, pad = [p.context for p in prompts], padding_token(tokenizer)
+    reading = read(model, contexts, policy, pad=pad, rehearse=instruction)
     texts, log_probability = [""] * len(prompts), None
     if reference is not None:
         log_probability = float(reading.score(prompts[0].question, reference)[0].mean())

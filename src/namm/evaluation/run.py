@@ -42,6 +42,7 @@ class EvalConfig:
         window: tokens of prompt and answer at most, the middle of the context goes; None: the model's own.
         batch: prompts at once.
         rope_factor: the model's positions were stretched by this.
+        rehearse: policies that look at a rehearsal get one, not only those that need it.
     """
 
     model: str
@@ -53,6 +54,7 @@ class EvalConfig:
     batch: int = 1
     rope_factor: float = 1.0
     chat: bool = False
+    rehearse: bool = False
 
     def __post_init__(self) -> None:
         check_policies(self.policies)
@@ -165,6 +167,7 @@ class Evaluation:
             make_policy(policy, budget, self.memory),
             new_tokens=self._new_tokens(task),
             question_seen=self.config.question_seen,
+            rehearse=self.config.rehearse,
             reference=reference,
         )
         found = []
@@ -176,7 +179,7 @@ class Evaluation:
     def _row(self, task: Task, question: Question, prompt: Prompt, answer: Reply) -> Row:
         described = {
             name: getattr(self.config, name)
-            for name in ("model", "memory", "question_seen", "chat", "window", "rope_factor")
+            for name in ("model", "memory", "question_seen", "chat", "window", "rope_factor", "rehearse")
         }
         return described | {
             "version": VERSION,
@@ -213,6 +216,7 @@ class Evaluation:
         ]
         if policy != "full":
             depends += [self.config.memory, self.memory.fingerprint(), round(kept, 9)]
+            depends += ["rehearsed"] * self.config.rehearse
         found = fingerprint(depends)
         return f"{task.name} {question.name} {policy} {aim if policy != 'full' else 1.0} {found}"
 

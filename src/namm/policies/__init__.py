@@ -1,8 +1,11 @@
 """Rules of retention, all through the same cache."""
 
 from namm.policies.base import BudgetPolicy, Head, Policy
+from namm.policies.expected import ExpectedAttention
 from namm.policies.full import Full
 from namm.policies.h2o import H2O
+from namm.policies.keydiff import KeyDiff
+from namm.policies.kvzip import KVzip
 from namm.policies.l2 import L2
 from namm.policies.namm import NAMMPolicy
 from namm.policies.pool import top
@@ -11,7 +14,18 @@ from namm.policies.snapkv import SnapKV
 from namm.policies.streaming import Streaming
 from namm.policies.tova import TOVA
 
-BUDGETED: dict[str, type[BudgetPolicy]] = {policy.name: policy for policy in (Streaming, H2O, L2, TOVA, SnapKV, Random)}
+RULES: tuple[type[BudgetPolicy], ...] = (
+    Streaming,
+    H2O,
+    L2,
+    TOVA,
+    SnapKV,
+    KeyDiff,
+    ExpectedAttention,
+    KVzip,
+    Random,
+)
+BUDGETED: dict[str, type[BudgetPolicy]] = {rule.name: rule for rule in RULES}
 """The hand-designed rules by name; each takes a budget."""
 
 __all__ = [
@@ -20,8 +34,11 @@ __all__ = [
     "L2",
     "TOVA",
     "BudgetPolicy",
+    "ExpectedAttention",
     "Full",
     "Head",
+    "KVzip",
+    "KeyDiff",
     "NAMMPolicy",
     "Policy",
     "Random",

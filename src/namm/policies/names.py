@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from namm.memory import NAMM
 from namm.policies import BUDGETED, BudgetPolicy, Full, NAMMPolicy, Policy
@@ -26,8 +27,13 @@ def is_budgeted(name: str) -> bool:
     return name.removeprefix(ADA) in BUDGETED
 
 
+def rule_of(name: str) -> type[BudgetPolicy]:
+    """The class of a hand-designed rule, with or without `ADA` before its name."""
+    return BUDGETED[name.removeprefix(ADA)]
+
+
 def make_policy(name: str, budget: float | None, memory: NAMM) -> Policy:
-    """A policy by its name; all decide at the memory's update interval.
+    """A policy by its name; all decide at the memory's update interval, but those that need a rehearsal at their own.
 
     Args:
         budget: fraction to keep. The memory aims at it (None: its own choice), a hand-designed rule meets it, the full
@@ -47,6 +53,8 @@ def make_policy(name: str, budget: float | None, memory: NAMM) -> Policy:
 
 def budgeted(name: str, budget: float | int, memory: NAMM) -> BudgetPolicy:
     """A hand-designed rule by its name, with a fraction (float) or a number (int) of tokens."""
-    across = "layer" if name.startswith(ADA) else "head"
-    interval = memory.config.update_interval
-    return BUDGETED[name.removeprefix(ADA)](budget=budget, update_interval=interval, across=across)
+    rule = rule_of(name)
+    options: dict[str, Any] = {"across": "layer"} if name.startswith(ADA) else {}
+    if not rule.needs_rehearsal:  # what is rehearsed at once is a matter of the rule
+        options["update_interval"] = memory.config.update_interval
+    return rule(budget=budget, **options)
