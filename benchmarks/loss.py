@@ -2,6 +2,7 @@
 
     python benchmarks/loss.py                        # packaged prose and the standard library's code
     python benchmarks/loss.py --text FOLDER          # texts of your own
+    python benchmarks/loss.py --model gemma3-270m --json benchmarks/results/loss-gemma.json
 
 The memory aims at the fraction asked for; what it really kept of a passage is the other rules' budget on that passage.
 """
@@ -15,15 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import Measurements, Row, load, made_with, parser
+from measuring import Measurements, Row, add_comparison, load, made_with, parser
 from rich.progress import track
 from torch import Tensor
 
-from namm.policies import BUDGETED
-from namm.policies.names import make_policy
 from namm.tasks import Document, heldout_documents, read_documents
 from namm.tasks.answering import tail_loss
-from namm.tasks.encode import beginning, encode, to_repeat
+from namm.tasks.encode import beginning, encode
 
 
 def passages(documents: list[Document], tokenizer: Any, tokens: int, count: int) -> Iterator[tuple[str, str, Tensor]]:
@@ -48,8 +47,7 @@ def main() -> None:
     options.add_argument("--passages", type=int, default=8, help="of each kind, at most")
     options.add_argument("--tokens", type=int, default=1280, help="read before the tail")
     options.add_argument("--tail", type=int, default=256)
-    options.add_argument("--fractions", type=float, nargs="+", default=[0.5, 0.25, 0.125])
-    options.add_argument("--policies", nargs="*", default=list(BUDGETED), choices=list(BUDGETED))
+    add_comparison(options)
     arguments = options.parse_args()
     if arguments.quick:
         arguments.passages, arguments.tokens, arguments.tail, arguments.fractions = 1, 512, 32, [0.25]
@@ -60,12 +58,9 @@ def main() -> None:
     if not found:
         raise SystemExit(f"no text has {arguments.tokens + arguments.tail} tokens")
 
-    instruction = to_repeat(setup.tokenizer)
-
     def measure(ids: Tensor, policy: str, budget: float | None) -> Row:
-        rule = make_policy(policy, budget, setup.memory)
-        rehearse = instruction if rule.needs_rehearsal else None
-        tail = vars(tail_loss(setup.model, ids, rule, arguments.tail, rehearse))
+        rule, rehearsal = setup.policy(policy, budget)
+        tail = vars(tail_loss(setup.model, ids, rule, arguments.tail, rehearsal))
         return {name: value for name, value in tail.items() if name != "seconds"}
 
     for kind, name, ids in track(found, "passages"):

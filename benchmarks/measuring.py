@@ -22,11 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import namm
+from namm.policies import BUDGETED, Policy
+from namm.policies.names import is_budgeted, make_policy
 from namm.support.files import strict_json, write_atomically
 from namm.support.fingerprints import model_fingerprint
 from namm.support.journal import Journal, Row
+from namm.tasks.encode import to_repeat
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -43,6 +47,28 @@ def parser(description: str | None, name: str, model: bool = True) -> argparse.A
     return made
 
 
+def add_comparison(made: argparse.ArgumentParser) -> None:
+    """The options of `Measurements.under_every_policy`."""
+    made.add_argument("--fractions", type=float, nargs="+", default=[0.5, 0.25, 0.125])
+    made.add_argument(
+        "--policies",
+        nargs="*",
+        default=list(BUDGETED),
+        type=rule,
+        help="hand-designed rules (%(default)s), or ada-RULE",
+    )
+    made.add_argument(
+        "--equal-bytes", action="store_true", help="also give every rule as many bytes as the memory held"
+    )
+    made.add_argument("--rehearse", action="store_true", help="the memory sees the text repeated, as some rules do")
+
+
+def rule(name: str) -> str:
+    if not is_budgeted(name):
+        raise argparse.ArgumentTypeError(f"there is no rule {name!r}: choose from {', '.join(BUDGETED)}, or ada-RULE")
+    return name
+
+
 @dataclass
 class Setup:
     """A model under measurement."""
@@ -50,24 +76,37 @@ class Setup:
     model: Any
     tokenizer: Any
     memory: namm.NAMM
+    rehearse: bool = False
+
+    def policy(self, name: str, budget: float | None) -> tuple[Policy, Tensor | None]:
+        """A policy, and what rehearses it (see `namm.tasks.answering.read`) where it needs that or is to have it."""
+        policy = make_policy(name, budget, self.memory)
+        return policy, to_repeat(self.tokenizer) if self.rehearse or policy.needs_rehearsal else None
 
 
 def load(arguments: argparse.Namespace) -> Setup:
     """The model and the memory that the options name."""
     model, tokenizer = namm.load_model(arguments.model, device=arguments.device)
-    return Setup(model, tokenizer, namm.NAMM.from_pretrained(arguments.memory))
+    memory = namm.NAMM.from_pretrained(arguments.memory)
+    return Setup(model, tokenizer, memory, getattr(arguments, "rehearse", False))
 
 
 def made_with(arguments: argparse.Namespace, setup: Setup) -> Row:
     """What the numbers depend on: weights, versions, the machine."""
     return {
-        "model": {
-            "name": str(arguments.model),
-            "fingerprint": model_fingerprint(setup.model),
-            "dtype": str(setup.model.dtype).removeprefix("torch."),
+        "model": described(str(arguments.model), setup.model),
+        "memory": {
+            "name": str(arguments.memory),
+            "fingerprint": setup.memory.fingerprint(),
+            "rehearsed": setup.rehearse,
         },
-        "memory": {"name": str(arguments.memory), "fingerprint": setup.memory.fingerprint()},
     } | surroundings(setup.model.device)
+
+
+def described(name: str, model: Any) -> Row:
+    """A model's name, its weights and their type."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    return {"name": name, "fingerprint": model_fingerprint(model), "dtype": dtype}
 
 
 def surroundings(device: torch.device | None = None) -> Row:
@@ -112,16 +151,21 @@ class Measurements:
     def under_every_policy(self, measure: Callable[[str, float | None], Row], what: Row, arguments: Any) -> None:
         """Rows of the full cache, and at each of the fractions of the memory and of the other rules.
 
-        The memory aims at the fraction; what it really kept is the other rules' budget.
+        The memory aims at the fraction; what it really kept is the other rules' budget. Rows with ``equal: "bytes"``
+        are of a rule that got as many tokens as fit into the bytes that the memory held, by its own bytes a token.
 
         Args:
-            measure: of a policy and its budget; its row has a ``kept_fraction``.
+            measure: of a policy and its budget; its row has ``kept_fraction`` and ``held_bytes``.
+            arguments: with the options of `add_comparison`.
         """
         self.row(partial(measure, "full", None), **what, policy="full", aim=1.0)
         for aim in arguments.fractions:
             own = self.row(partial(measure, "namm", aim), **what, policy="namm", aim=aim)
             for policy in arguments.policies:
-                self.row(partial(measure, policy, own["kept_fraction"]), **what, policy=policy, aim=aim)
+                its = self.row(partial(measure, policy, own["kept_fraction"]), **what, policy=policy, aim=aim)
+                if arguments.equal_bytes:
+                    budget = min(1.0, its["kept_fraction"] * own["held_bytes"] / its["held_bytes"])
+                    self.row(partial(measure, policy, budget), **what, policy=policy, aim=aim, equal="bytes")
 
     def write(self) -> None:
         """Put the file in place; the journal of the run has then done its work."""

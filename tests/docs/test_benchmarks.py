@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from namm.tasks.passkey import WORDINGS
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import render  # noqa: E402
+import tables  # noqa: E402
 
 
 def run(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object) -> None:
@@ -40,15 +44,68 @@ def test_a_benchmark_writes_what_its_table_needs(
     run(monkeypatch, f"{script}.py", "--quick", "--model", reader_folder, "--json", file)
     found = json.loads(file.read_text(encoding="utf-8"))
     assert found["command"].startswith(f"python benchmarks/{script}.py --quick")
-    lines = getattr(render, table)(found).splitlines()
+    lines = getattr(tables, table)(found).splitlines()
     assert len(lines) > 2 and "nan" not in lines[-1]
     assert render.origin(found).count("weights") == 2
+
+
+def test_every_rule_is_measured_at_the_memorys_bytes_too(
+    reader_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "found.json"
+    options = ("--policies", "streaming", "ada-h2o", "--equal-bytes", "--passages", 1, "--fractions", 0.5)
+    run(monkeypatch, "loss.py", "--model", reader_folder, *options, "--tokens", 2000, "--json", file)
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    own = [row for row in rows if row["policy"] == "namm"]
+    for policy in ("streaming", "ada-h2o"):
+        equal = [row for row in rows if row["policy"] == policy and row.get("equal") == "bytes"]
+        assert len(equal) == len(own)
+        for mine, its in zip(own, equal, strict=True):
+            assert its["kept_fraction"] > mine["kept_fraction"]  # the memory has more state a token
+            assert its["held_bytes"] == pytest.approx(mine["held_bytes"], rel=0.1)
+
+
+def test_pass_keys_come_in_every_wording_and_in_a_chat(
+    reader_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = tmp_path / "chat"
+    shutil.copytree(reader_folder, chat)
+    (chat / "chat_template.jinja").write_text("<user>{{ messages[0].content }}</><assistant>", encoding="utf-8")
+    options = ("--samples", 6, "--policies", "--fractions", 0.5, "--lengths", 300)
+    for file, more in (("plain.json", ()), ("chat.json", ("--chat",))):
+        run(monkeypatch, "recall.py", "--model", chat, *options, *more, "--json", tmp_path / file)
+    plain, chatted = (
+        json.loads((tmp_path / file).read_text(encoding="utf-8"))["rows"] for file in ("plain.json", "chat.json")
+    )
+    assert {row["wording"] for row in plain} == set(WORDINGS)
+    assert {row["depth"] for row in plain} == {0.0, 0.2}
+    assert all(row["chat"] for row in chatted) and not any("chat" in row for row in plain)
+    width = plain[0]["full_bytes"] / 300
+    before = {round((two["full_bytes"] - one["full_bytes"]) / width) for one, two in zip(plain, chatted, strict=True)}
+    assert before == {len("<user>")}
+
+
+def test_budgets_are_measured_on_several_models(
+    reader_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, other = tmp_path / "found.json", tmp_path / "other"
+    shutil.copytree(reader_folder, other)
+    options = ("--models", reader_folder, other, "--texts", 3, "--tokens", 300, 400, "--aims", 0.5)
+    run(monkeypatch, "budgets.py", *options, "--json", file)
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert len(found["rows"]) == 2 * 3 and all(300 <= row["tokens"] <= 400 for row in found["rows"])
+    assert {row["kind"] for row in found["rows"]} == {"prose", "code"}
+    assert len({row["tokens"] for row in found["rows"]}) == 3
+    worst = max(abs(row["kept_fraction"] - 0.5) for row in found["rows"])
+    assert f"{worst:.3f}" in capsys.readouterr().out
+    assert render.origin(found).count("weights") == 3
+    assert len(tables.budgets_table(found).splitlines()) == 2 + 2
 
 
 def test_starting_is_measured_without_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(monkeypatch, "startup.py", "--quick", "--json", tmp_path / "found.json")
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
-    assert "`import namm` / `import torch`" in render.startup_table(found)
+    assert "`import namm` / `import torch`" in tables.startup_table(found)
     assert "weights" not in render.origin(found)
 
 
@@ -67,7 +124,7 @@ def test_a_search_starts_every_strategy_alike(
     assert [row["strategy"] for row in rows] == ["cma-separable", "random"]
     assert rows[0]["start"] == rows[1]["start"]
     assert {row["candidates"] for row in rows} == {2}
-    assert render.search_table({"rows": rows}).splitlines()[-1].startswith("| random | 2 | 1 |")
+    assert tables.search_table({"rows": rows}).splitlines()[-1].startswith("| random | 2 | 1 |")
 
 
 def test_a_benchmark_that_was_stopped_goes_on(tmp_path: Path) -> None:

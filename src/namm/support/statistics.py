@@ -24,6 +24,29 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), student_quantile(len(values) - 1) * error
 
 
+def ratio_interval(values: Sequence[float], references: Sequence[float]) -> tuple[float, float]:
+    """Mean of the values over the mean of their references, and half its 95% interval.
+
+    The ratio r of two means moves, to first order, as the mean of (value - r * reference) / (mean reference), and
+    Student's t goes by the deviation of that (Cochran, Sampling Techniques, 1977, chapter 6).
+
+    Args:
+        values, references: of the same samples, pair by pair.
+
+    Returns:
+        NaN twice where the references are 0 on average; NaN for the interval as in `mean_interval`.
+
+    >>> ratio_interval([1.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0])[0]
+    0.75
+    """
+    best = float(np.mean(references))
+    if best == 0:
+        return math.nan, math.nan
+    ratio = float(np.mean(values)) / best
+    _, half = mean_interval([(value - ratio * other) / best for value, other in zip(values, references, strict=True)])
+    return ratio, half
+
+
 @cache
 def student_quantile(freedom: int) -> float:
     """The t that a variable of Student's distribution stays within, on both sides of 0, with 95% probability.
