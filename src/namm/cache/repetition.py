@@ -16,6 +16,7 @@ from namm.cache.layer import MemoryLayer
 from namm.cache.padding import Padding
 from namm.cache.row import Row
 from namm.policies.base import REHEARSED
+from namm.support.tensors import round_up
 
 if TYPE_CHECKING:
     from namm.cache.cache import MemoryCache
@@ -92,47 +93,53 @@ class RepetitionLayer(CacheLayerMixin):
         (keys, values), self._handed = self._handed, None
         outputs = []
         for row, own_query, own_keys, own_values in zip(self.rows, query, keys, values, strict=True):
-            found = [
-                repeat(own_query[own], _behind(row, h, "keys", own_keys), _behind(row, h, "values", own_values),
-                       self.fresh, form.of_group(own))
-                for h, own in enumerate(row.groups(own_query))
-            ]  # fmt: skip
+            found = []
+            for h, own in enumerate(row.groups(own_query)):
+                held = row.store.head(h)
+                whole = behind(held["keys"], own_keys[h]), behind(held["values"], own_values[h])
+                tokens = held["keys"].shape[0]
+                found.append(repeat(own_query[own], *whole, tokens, self.fresh, form.of_group(own)))
             outputs.append(torch.cat([output for output, _ in found]))
             row.note(REHEARSED, torch.stack([largest for _, largest in found]))
         return torch.stack(outputs).transpose(1, 2)
 
 
-def _behind(row: Row, head: int, column: str, new: Tensor) -> Tensor:
-    """What a head holds, and the new tokens' own behind it."""
-    return torch.cat([row.store.head(head)[column], new[head]])
+def behind(held: Tensor, new: Tensor) -> Tensor:
+    """What is held and what is new ``[tokens, width]`` in one, with free slots behind it, see `round_up`."""
+    tokens = len(held) + len(new)
+    return torch.cat([held, new, new.new_zeros(round_up(tokens) - tokens, new.shape[1])])
 
 
-def repeat(query: Tensor, keys: Tensor, values: Tensor, fresh: int, form: AttentionForm) -> tuple[Tensor, Tensor]:
+def repeat(
+    query: Tensor, keys: Tensor, values: Tensor, held: int, fresh: int, form: AttentionForm
+) -> tuple[Tensor, Tensor]:
     """Attention of one KV head in a repetition, and the largest share that each repeated token is paid.
 
     The share is that of a softmax over the head's first `FIRST` tokens, the repeated tokens and the repetition.
 
     Args:
         query: ``[group, n, width]``, of the repetition.
-        keys: ``[tokens, width]`` of what is held, of which the last `fresh` are repeated, and of the repetition.
-        values: ``[tokens, value width]``.
+        keys: ``[slots, width]`` of `held` tokens, the last `fresh` of which are repeated, and of the repetition.
+        values: ``[slots, value width]``.
 
     Returns:
         ``[group, n, value width]``, and ``[fresh]`` float32, the largest over queries and group, at least `LEAST`.
     """
-    new = query.shape[1]
-    held = keys.shape[0] - new
-    older = held - fresh
+    group, new, older = query.shape[0], query.shape[1], held - fresh
     outputs, largest = [], torch.full((fresh,), LEAST, device=query.device)
+    record = query.new_zeros(group, min(new, QUERY_TILE), keys.shape[0])
     for start in range(0, new, QUERY_TILE):
         stop = min(start + QUERY_TILE, new)
-        tokens = held + stop
-        paid = query.new_zeros(query.shape[0], stop - start, tokens)
-        output = attend(query[:, start:stop], keys[:tokens], values[:tokens], tokens, form, paid)
+        paid = record[:, : stop - start]
+        output = attend(query[:, start:stop], keys, values, held + stop, form, paid)
         assert output is not None
         outputs.append(output)
-        paid = paid.float()
-        counted = paid[..., : min(FIRST, older)].sum(-1) + paid[..., older:].sum(-1)
+        counted = sum_of(paid[..., older : held + stop]) + sum_of(paid[..., : min(FIRST, older)])
         shares = paid[..., older:held] / counted.clamp_min(torch.finfo(counted.dtype).tiny)[..., None]
         largest = torch.maximum(largest, shares.amax((0, 1)))
     return torch.cat(outputs, dim=1), largest
+
+
+def sum_of(parts: Tensor) -> Tensor:
+    """Sum over the last dimension, in float32."""
+    return parts.sum(-1, dtype=torch.float32)

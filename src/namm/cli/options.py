@@ -44,7 +44,7 @@ RehearseOption = Annotated[
     bool,
     typer.Option(
         "--rehearse",
-        help="The model repeats what it reads before the policy decides, if that looks at it: about twice the time.",
+        help="The model repeats what it reads before the policy decides: two to three times as long.",
     ),
 ]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Of the weights.")]
