@@ -61,7 +61,7 @@ def main() -> None:
     def measure(ids: Tensor, policy: str, budget: float | None) -> Row:
         rule, rehearsal = setup.policy(policy, budget)
         tail = vars(tail_loss(setup.model, ids, rule, arguments.tail, rehearsal))
-        return {name: value for name, value in tail.items() if name != "seconds"}
+        return {name: value for name, value in tail.items() if name != "seconds"} | {"seen": arguments.tokens}
 
     for kind, name, ids in track(found, "passages"):
         what = {"tokens": arguments.tokens, "tail": arguments.tail, "kind": kind, "passage": name}

@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shlex
@@ -26,10 +27,11 @@ from torch import Tensor
 
 import namm
 from namm.policies import BUDGETED, Policy
-from namm.policies.names import is_budgeted, make_policy
+from namm.policies.names import ADA, is_budgeted, make_policy
 from namm.support.files import strict_json, write_atomically
 from namm.support.fingerprints import model_fingerprint
 from namm.support.journal import Journal, Row
+from namm.support.tensors import round_up
 from namm.tasks.encode import to_repeat
 
 RESULTS = Path(__file__).with_name("results")
@@ -130,6 +132,21 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def at_equal_bytes(name: str, row: Row, held_bytes: int) -> float:
+    """The fraction at which a rule holds so many bytes, by what it held at another fraction.
+
+    A cache takes memory in steps. Where every head keeps equally many tokens they fill the steps that come nearest.
+    """
+    tokens = row["kept_fraction"] * row["seen"]
+    if name.startswith(ADA) or BUDGETED[name].across != "head":
+        tokens *= held_bytes / row["held_bytes"]
+    else:
+        slots = round_up(math.ceil(tokens)) * held_bytes / row["held_bytes"]
+        whole = [count for count in range(1, round_up(math.ceil(slots)) + 1) if round_up(count) == count]
+        tokens = min(whole, key=lambda count: abs(count - slots))
+    return min(1.0, tokens / row["seen"])
+
+
 class Measurements:
     """Rows of one benchmark, each on disk as soon as it is made: the same command again goes on where it stopped."""
 
@@ -155,7 +172,7 @@ class Measurements:
         are of a rule that got as many tokens as fit into the bytes that the memory held, by its own bytes a token.
 
         Args:
-            measure: of a policy and its budget; its row has ``kept_fraction`` and ``held_bytes``.
+            measure: of a policy and its budget; its row has ``seen``, ``kept_fraction`` and ``held_bytes``.
             arguments: with the options of `add_comparison`.
         """
         self.row(partial(measure, "full", None), **what, policy="full", aim=1.0)
@@ -164,7 +181,7 @@ class Measurements:
             for policy in arguments.policies:
                 its = self.row(partial(measure, policy, own["kept_fraction"]), **what, policy=policy, aim=aim)
                 if arguments.equal_bytes:
-                    budget = min(1.0, its["kept_fraction"] * own["held_bytes"] / its["held_bytes"])
+                    budget = at_equal_bytes(policy, its, own["held_bytes"])
                     self.row(partial(measure, policy, budget), **what, policy=policy, aim=aim, equal="bytes")
 
     def write(self) -> None:

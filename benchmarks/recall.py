@@ -64,6 +64,7 @@ def main() -> None:
             "log_probability": float(found.mean()),
             "correct": bool(first_choice.all()),
             "right_tokens": float(first_choice.float().mean()),
+            "seen": len(context),
             "kept_fraction": reading.stats.kept_fraction,
             "held_bytes": reading.stats.held_bytes,
             "full_bytes": reading.stats.full_bytes,
