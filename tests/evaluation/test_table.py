@@ -9,7 +9,7 @@ from evaluated import ROWS, row
 from namm.evaluation.table import AVERAGE, cells, lines, markdown
 from namm.support.files import strict_json
 from namm.support.journal import Journal
-from namm.support.statistics import mean_interval
+from namm.support.statistics import mean_interval, ratio_interval
 
 
 def test_lines_are_means_and_shares_of_the_full_cache() -> None:
@@ -34,7 +34,12 @@ def test_every_number_of_a_line_is_a_mean_of_its_own() -> None:
     assert (half.kept, half.held) == pytest.approx((0.5, 0.6))
     # of two tasks, not of their three samples
     assert (average.score, average.kept, average.held) == pytest.approx(((0.3 + 0.5) / 2, 0.5, 0.6))
-    assert average.interval == pytest.approx(mean_interval([0.5, 1.0])[1])
+    assert average.relative_interval == pytest.approx(mean_interval([0.5, 1.0])[1])
+    assert average.interval == pytest.approx(mean_interval([0.3, 0.5])[1])
+    assert half.relative_interval == pytest.approx(0.0), "half of every sample"
+    changed = [*ROWS[:3], ROWS[3] | {"score": 0.3}]
+    expected = ratio_interval([0.4, 0.3], [0.8, 0.4])
+    assert (lines(changed)[1].relative, lines(changed)[1].relative_interval) == pytest.approx(expected)
     assert math.isnan(found["b", "h2o"].interval) and half.interval == pytest.approx(mean_interval([0.4, 0.2])[1])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from namm.support.journal import Row
 from namm.support.plotting import markdown_table
-from namm.support.statistics import mean_interval
+from namm.support.statistics import mean_interval, ratio_interval
 
 AVERAGE = "average"
 
@@ -24,6 +24,8 @@ class Line:
         interval: half the 95% interval of `score` (NaN for a single sample).
         relative: mean score over the full cache's mean score on the same samples; NaN without a full cache, or where it
             scores 0. For the average over tasks the mean of the tasks' values (the paper's normalised score).
+        relative_interval: half the 95% interval of `relative`: of a ratio of means over samples, for the average of a
+            mean over tasks.
         kept: mean fraction of tokens.
         held: mean fraction of a full cache's bytes, state included.
         seconds: mean of a sample.
@@ -37,6 +39,7 @@ class Line:
     score: float
     interval: float
     relative: float
+    relative_interval: float
     kept: float
     held: float
     seconds: float
@@ -75,28 +78,27 @@ def _aim(row: Row) -> float:
 def _line(model: str, task: str, policy: str, aim: float, rows: list[Row], full: dict[str, float]) -> Line:
     mean, interval = mean_interval([score(row) for row in rows])
     matched = [full[row["sample"]] for row in rows if row["sample"] in full]
-    best = sum(matched) / len(matched) if len(matched) == len(rows) else 0.0
+    whole = len(matched) == len(rows)
+    relative = ratio_interval([score(row) for row in rows], matched) if whole else (math.nan, math.nan)
     kept, held, seconds = (sum(row[name] for row in rows) / len(rows) for name in ("kept", "held", "seconds"))
-    relative = mean / best if best else math.nan
-    return Line(model, task, policy, aim, len(rows), mean, interval, relative, kept, held, seconds)
+    return Line(model, task, policy, aim, len(rows), mean, interval, *relative, kept, held, seconds)
 
 
 def _average(model: str, policy: str, aim: float, found: Sequence[Line]) -> Line:
     own = [line for line in found if (line.model, line.policy, line.aim) == (model, policy, aim)]
     usable = [line.relative for line in own if not math.isnan(line.relative)]
-    relative, interval = mean_interval(usable) if usable else (math.nan, math.nan)
-    mean, kept, held, seconds = (
-        sum(getattr(line, name) for line in own) / len(own) for name in ("score", "kept", "held", "seconds")
-    )
+    relative = mean_interval(usable) if usable else (math.nan, math.nan)
+    mean, interval = mean_interval([line.score for line in own])
+    kept, held, seconds = (sum(getattr(line, name) for line in own) / len(own) for name in ("kept", "held", "seconds"))
     samples = sum(line.samples for line in own)
-    return Line(model, AVERAGE, policy, aim, samples, mean, interval, relative, kept, held, seconds)
+    return Line(model, AVERAGE, policy, aim, samples, mean, interval, *relative, kept, held, seconds)
 
 
 def _unique(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-HEADINGS = ("task", "policy", "kept", "bytes", "samples", "score", "±", "of full", "s a sample")
+HEADINGS = ("task", "policy", "kept", "bytes", "samples", "score", "±", "of full", "±", "s a sample")
 
 
 def cells(line: Line) -> tuple[str, ...]:
@@ -114,6 +116,7 @@ def cells(line: Line) -> tuple[str, ...]:
         number(line.score),
         number(line.interval),
         number(line.relative),
+        number(line.relative_interval),
         number(line.seconds, ".1f"),
     )
 
