@@ -98,17 +98,16 @@ def check_case(golden: dict[str, np.ndarray], case: str) -> int:
             positions = expected["pos"].int()
             columns = {"positions": positions, "spectrogram": state}
             head = Head(0, 0, 0, columns, int(positions[-1]) + 1, new, signal)
-            head.summary = policy.observe(head)
+            policy.observe(head)
+            features = policy.features(head)
             torch.testing.assert_close(state[:, 0], expected["spec_ema"], atol=1e-5, rtol=0)
-            torch.testing.assert_close(head.summary[:, :8], expected["recency_emb"], atol=1e-5, rtol=0)
+            torch.testing.assert_close(features[:, :8], expected["recency_emb"], atol=1e-5, rtol=0)
             seen = expected.get("spec_norm", expected["spec_ema"])
-            torch.testing.assert_close(
-                head.summary[:, 8:], seen, atol=1e-4 if "spec_norm" in expected else 1e-5, rtol=0
-            )
+            torch.testing.assert_close(features[:, 8:], seen, atol=1e-4 if "spec_norm" in expected else 1e-5, rtol=0)
             weights = unflatten(policy.memory.flat, config.features, config.hidden)
-            hidden = token_outputs(head.summary, weights)
+            hidden = token_outputs(features, weights)
             torch.testing.assert_close(hidden, expected["bam_out"], atol=1e-3, rtol=1e-4)
-            torch.testing.assert_close(policy.memory.scores(head.summary), expected["scores"], atol=1e-3, rtol=1e-4)
+            torch.testing.assert_close(policy.memory.scores(features), expected["scores"], atol=1e-3, rtol=1e-4)
             keep = policy.select([head])[0]
             keep[-1] = True  # as the cache does
             assert torch.equal(keep, expected["keep"]), f"{int((keep != expected['keep']).sum())} decisions differ"

@@ -30,7 +30,6 @@ REFINE = "tests/learning/test_refine.py"
 REGRESSION = "tests/learning/test_refine_regression.py"
 PROBE = "tests/learning/test_probe.py"
 ROLLOUT = "tests/learning/test_rollout.py"
-CALIBRATION = "tests/learning/test_calibration.py"
 PASSAGES = "tests/learning/test_passages.py"
 DESCENT = "tests/learning/test_descent.py"
 
@@ -57,13 +56,6 @@ MUTATIONS = [
         "(gain / multiplier - 1).clamp(-bound, bound)",
         "gain / multiplier - 1",
         (f"{REGRESSION}::test_advantages_are_bounded_on_both_sides",),
-    ),
-    Mutation(
-        "calibration without the secant step",
-        "learning/calibration.py",
-        "share = 0.5 if len(points) % 4 == 0 else (wanted - low) / (high - low)",
-        "share = 0.5",
-        (CALIBRATION,),
     ),
     Mutation(
         "quotations always from a passage's beginning",
@@ -175,8 +167,8 @@ MUTATIONS = [
     Mutation(
         "a memory's cap keeps the worst",
         "policies/namm.py",
-        "keep = top(scores, limit, recent=1)",
-        "keep = top(-scores, limit, recent=1)",
+        "keep[number] = top(own, limits[number], recent=1)",
+        "keep[number] = top(-own, limits[number], recent=1)",
         (RULES, RULE_MUTANTS),
     ),
     # learning
@@ -382,41 +374,6 @@ MUTATIONS = [
         "(encode(tokenizer, t)[:, :length]",
         "(encode(tokenizer, t, begins=False)[:, :length]",
         (PASSAGES,),
-    ),
-    Mutation(
-        "calibration corrects in the wrong direction",
-        "learning/calibration.py",
-        "STEP * (aim - last.kept)",
-        "STEP * (last.kept - aim)",
-        (CALIBRATION,),
-    ),
-    Mutation(
-        "calibration counts tokens that are not decided on",
-        "learning/calibration.py",
-        "        cache.settle()\n",
-        "",
-        (CALIBRATION,),
-    ),
-    Mutation(
-        "calibration at 512 tokens, whatever the interval",
-        "learning/calibration.py",
-        "first = max(1, round(SHORTEST / interval)) * interval",
-        "first = SHORTEST",
-        (CALIBRATION,),
-    ),
-    Mutation(
-        "a missed aim goes unsaid",
-        "learning/calibration.py",
-        "    if made.missed:\n",
-        "    if False:\n",
-        (CALIBRATION,),
-    ),
-    Mutation(
-        "the last offset is taken, not the best",
-        "learning/calibration.py",
-        "return min(points, key=lambda point: point.miss)",
-        "return points[-1]",
-        (CALIBRATION,),
     ),
     # evaluation, evolution and what they stand on
     Mutation(

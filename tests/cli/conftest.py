@@ -11,7 +11,7 @@ from namm import NAMM, NAMMConfig, load_model
 
 @pytest.fixture
 def memory(tmp_path: Path) -> str:
-    config = NAMMConfig(update_interval=32, calibration=((0.1, 512, -5.0), (0.9, 512, 5.0)), kept=0.5)
+    config = NAMMConfig(update_interval=32, kept=0.5)
     NAMM(config).save_pretrained(tmp_path / "memory")
     return str(tmp_path / "memory")
 

@@ -23,7 +23,7 @@ def test_all_policies_are_compared_at_what_the_memory_kept(tiny, ids, context: i
 
 
 def test_the_memory_aims_at_what_is_asked(tiny, ids) -> None:
-    memory = NAMM(NAMMConfig(update_interval=64, calibration=((0.1, 512, -5.0), (0.9, 512, 5.0)), kept=0.5))
+    memory = NAMM(NAMMConfig(update_interval=64, kept=0.5))
     said: list[str] = []
     low, high = (list(compare(tiny, ids, memory, kept=kept, tail=32, progress=said.append)) for kept in (0.1, 0.9))
     assert low[1].tail.kept_fraction < high[1].tail.kept_fraction

@@ -229,7 +229,7 @@ def test_a_folder_of_another_run_is_refused(reader, characters, tmp_path, other,
         evolution(once(reader, characters), characters, tmp_path).run()
 
 
-@pytest.mark.fault("C19", siblings="kept outside the calibration, a text file that is missing")
+@pytest.mark.fault("C19", siblings="a text file that is missing")
 def test_a_first_try_that_fails_claims_nothing(reader, characters, tmp_path):
     with pytest.raises(ValueError, match="seed = -1: a seed is 0 or more"):
         replace(SETTINGS, seed=-1)
@@ -245,14 +245,6 @@ def test_a_folder_of_something_else_is_refused(reader, characters, tmp_path):
     (tmp_path / "model.safetensors").write_text("of a model")
     with pytest.raises(ValueError, match="no run of namm .* wrote"):
         evolution(in_process(reader, characters, memory()), characters, tmp_path)
-
-
-@pytest.mark.fault("A8", siblings="the same in plans of other lengths: only fractions are bounded")
-def test_a_fraction_outside_the_calibration_is_refused_before_any_work(reader, characters, tmp_path):
-    start = NAMM(replace(CONFIG, calibration=((0.3, 64, -1.0), (0.5, 64, 1.0))))
-    with pytest.raises(ValueError, match=r"kept = 0\.25, but the start is calibrated for 0\.3 to 0\.5 only"):
-        evolution(in_process(reader, characters, start), characters, tmp_path / "out", start=start)
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.fault("A8", siblings="candidates that fail on different samples")

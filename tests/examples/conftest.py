@@ -28,7 +28,6 @@ def call(monkeypatch, capsys) -> Callable[..., str]:
 @pytest.fixture
 def memory(tmp_path: Path) -> Path:
     """A random memory that decides often, so that little is enough to see it forget."""
-    calibration = ((0.5, 32, 0.0), (0.25, 32, -0.02), (0.125, 32, -0.04))
-    config = namm.NAMMConfig(update_interval=16, calibration=calibration)
+    config = namm.NAMMConfig(update_interval=16)
     namm.NAMM(config).save_pretrained(tmp_path / "memory")
     return tmp_path / "memory"

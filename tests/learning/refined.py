@@ -15,7 +15,6 @@ CONFIG = NAMMConfig(
     hidden=8,
     ema=(0.9, 0.99),
     compression="log",
-    calibration=((0.2, 32, -0.05), (0.2, 128, -0.05), (0.6, 32, 0.05), (0.6, 128, 0.05)),
 )
 
 

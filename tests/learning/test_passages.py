@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from namm.learning import Passage, cut_passages
-from namm.learning.passages import deal, longest, whole_intervals
+from namm.learning.passages import deal, whole_intervals
 from namm.tasks import Document
 
 
@@ -33,11 +33,6 @@ def test_lengths_are_whole_intervals() -> None:
     assert whole_intervals([100, 500, 1000], 96) == [96, 480, 960]
     assert whole_intervals([100, 500, 1000], 96, least=3) == [288, 480, 960]
     assert whole_intervals([50], 96) == [96]
-
-
-def test_the_longest_are_taken() -> None:
-    every = [Passage(str(n), torch.zeros(1, n)) for n in (3, 5, 1, 4)]
-    assert [passage.name for passage in longest(every, 2)] == ["4", "5"]
 
 
 def test_passages_come_from_all_of_a_document(characters) -> None:

@@ -101,7 +101,7 @@ def test_what_is_recalled_counts_as_much_as_it_is_told_to(reader, characters) ->
 def test_a_memory_that_keeps_everything_diverges_nowhere(reader, characters) -> None:
     (passage,) = passages(1, tokens=160)
     probe = make_probe(passage, characters, random.Random(0))
-    _, reading = run_probe(reader, middling(1e4), probe, 0.4, scored=60, recall=1.0, rng=random.Random(0))
+    _, reading = run_probe(reader, middling(), probe, 1.0, scored=60, recall=1.0, rng=random.Random(0))
     assert reading.kept == 1 and reading.passage == pytest.approx(0, abs=1e-6) == reading.recall
-    _, reading = run_probe(reader, middling(-1e4), probe, 0.4, scored=60, recall=1.0, rng=random.Random(0))
-    assert reading.kept < 0.02 and reading.passage > 1e-5 and reading.recall > 1e-5
+    _, reading = run_probe(reader, middling(), probe, 0.01, scored=60, recall=1.0, rng=random.Random(0))
+    assert reading.kept == pytest.approx(0.01, abs=0.005) and reading.passage > 1e-5 and reading.recall > 1e-5

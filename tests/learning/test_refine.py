@@ -62,7 +62,7 @@ def test_refining_gives_the_model_back_as_it_was(
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     assert True in before.values() and False in before.values()
     if fails:
-        monkeypatch.setattr(NAMMPolicy, "decide", None)
+        monkeypatch.setattr(NAMMPolicy, "choose", None)
         with pytest.raises(TypeError):
             run_rounds(model, characters, middling(-6.0), dealt(), SETTINGS, tmp_path)
     else:
@@ -92,7 +92,7 @@ def test_every_round_reads_every_source(reader, characters, tmp_path: Path, monk
         raise Stop
 
     monkeypatch.setattr(namm.learning.refine.run, "run_rounds", rounds)
-    config = NAMMConfig(update_interval=32, hidden=8, ema=(0.9,), calibration=((0.1, 32, 0.0), (0.6, 32, 0.0)))
+    config = NAMMConfig(update_interval=32, hidden=8, ema=(0.9,))
     arguments = {"lengths": [64], "documents": 8, "settings": SETTINGS}
     with pytest.raises(Stop):
         refine_memory(reader, characters, NAMM(config), SOURCES, tmp_path, **arguments)
@@ -100,29 +100,26 @@ def test_every_round_reads_every_source(reader, characters, tmp_path: Path, monk
 
 
 @pytest.mark.fault("A8", siblings="distilling saves a card as well")
-def test_a_refined_memory_says_what_its_offsets_keep(reader, characters, tmp_path: Path, monkeypatch) -> None:
+def test_a_refined_memory_says_what_it_was_made_with(reader, characters, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(namm.learning.refine.probe, "SINK", 0.5)
     seen: list[Progress] = []
-    arguments = {"lengths": [96], "documents": 4, "settings": SETTINGS, "calibration": 600}
+    arguments = {"lengths": [96], "documents": 4, "settings": SETTINGS}
     found = refine_memory(reader, characters, middling(-6.0), SOURCES, tmp_path, **arguments, progress=seen.append)
-    assert found.config.kept == 0.25 and {n for _, n, _ in found.config.calibration} == {512}
+    assert found.config.kept == 0.25
     assert NAMM.from_pretrained(tmp_path).config == found.config
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "# A refined memory" in card and "| aim | 512 |" in card and "bounds=(300.0, 100.0)" in card
+    assert "# A refined memory" in card and "keeps 0.25 of the tokens" in card and "bounds=(300.0, 100.0)" in card
     assert json.loads((tmp_path / "run.json").read_text())["run"] == "refinement"
-    assert seen[-1].stage == "calibrating" and seen[-1].done == seen[-1].total
+    assert seen[-1].stage == "learning (2 of 2)" and seen[-1].done == seen[-1].total
 
 
-def test_a_memory_without_calibration_is_refused(reader, characters, tmp_path: Path) -> None:
-    memory = NAMM(NAMMConfig(update_interval=32, hidden=8))
-    with pytest.raises(ValueError, match="only a calibrated memory"):
-        refine_memory(reader, characters, memory, SOURCES, tmp_path, lengths=[96], documents=4, settings=SETTINGS)
+def test_refining_on_nothing_is_refused(reader, characters, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one source"):
         refine_memory(reader, characters, middling(), [], tmp_path, lengths=[96], documents=4, settings=SETTINGS)
 
 
 def test_no_exported_name_hides_a_module() -> None:
-    """As `refine` and `calibrate` would: ``import namm.learning.refine.run as run`` would find a function."""
+    """As `refine` would: ``import namm.learning.refine.run as run`` would find a function."""
     assert not {module.name for module in pkgutil.iter_modules(namm.learning.__path__)} & set(namm.learning.__all__)
 
 

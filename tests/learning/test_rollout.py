@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -14,15 +15,24 @@ from namm.cache.arithmetic import AttentionForm
 from namm.cache.loan import Loan
 from namm.cache.padding import Padding
 from namm.learning.refine.rollout import RolloutCache, RolloutLayer, RolloutPolicy, frozen
-from namm.policies import NAMMPolicy
+from namm.policies import Head, NAMMPolicy
 
-MEMORY = NAMM(replace(CONFIG, calibration=()))
+MEMORY = NAMM(CONFIG)
+
+
+class Offsets(RolloutPolicy):
+    """One offset for each update, none beyond those given."""
+
+    offsets: tuple[float, ...] = ()
+
+    def score(self, heads: Sequence[Head]) -> list[Tensor]:
+        update = heads[0].seen // self.memory.config.update_interval - 1
+        return [own + dict(enumerate(self.offsets)).get(update, 0.0) for own in super().score(heads)]
 
 
 def policy_of(*offsets: float, memory: NAMM = MEMORY) -> RolloutPolicy:
-    """One offset for each update, none beyond those given."""
-    policy = RolloutPolicy(memory, offset=0.0)
-    policy.offset_at = lambda seen: ([*offsets] + [0.0] * 9)[seen // memory.config.update_interval - 1]
+    policy = Offsets(memory, offset=0.0)
+    policy.offsets = offsets
     return policy
 
 
@@ -100,7 +110,7 @@ def test_a_model_is_given_back_as_it_was(reader, fails: bool, monkeypatch: pytes
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     ids, attention = torch.randint(97, 122, (1, 80)), model.config._attn_implementation
     if fails:
-        monkeypatch.setattr(NAMMPolicy, "decide", None)
+        monkeypatch.setattr(NAMMPolicy, "choose", None)
 
     def run() -> None:
         with frozen(model):
@@ -233,7 +243,7 @@ def test_heads_are_credited_for_what_they_hold_themselves() -> None:
 
 
 def test_a_memory_whose_window_does_not_overlap_carries_nothing() -> None:
-    memory = NAMM(replace(CONFIG, calibration=(), window=16, hop=16))
+    memory = NAMM(replace(CONFIG, window=16, hop=16))
     inputs = [torch.randn(1, 70, 8, generator=torch.Generator().manual_seed(n)) for n in range(3)]
     policy = policy_of(memory=memory)
     assert torch.isfinite(attend(policy, *inputs, FORM)).all() and len(policy.decisions) == 2

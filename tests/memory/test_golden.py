@@ -153,6 +153,5 @@ def test_parity_fails_when_a_step_is_wrong(step: str, monkeypatch: pytest.Monkey
 def test_a_score_of_exactly_zero_stays() -> None:
     memory = namm.NAMM(namm.NAMMConfig(), torch.zeros(4172))
     policy = namm.policies.NAMMPolicy(memory)
-    head = namm.policies.Head(0, 0, 0, {"positions": torch.arange(4)}, 4, 4)
-    head.summary = torch.randn(4, 25)
+    head = namm.policies.Head(0, 0, 0, {"positions": torch.arange(4), "spectrogram": torch.rand(4, 1, 17)}, 4, 4)
     assert policy.select([head])[0].all()

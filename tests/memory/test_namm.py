@@ -164,26 +164,14 @@ def test_an_unknown_name_lists_what_ships() -> None:
         {"state_dtype": "int8"},
         {"compression": "sqrt"},
         {"window": 64, "hop": 16, "update_interval": 32},
-        {"calibration": ((0.25, 512, math.nan),)},
+        {"kept": 0.0},
+        {"kept": 1.5},
+        {"kept": math.nan},
     ],
 )
 def test_bad_configurations_are_refused(values: dict[str, object]) -> None:
     with pytest.raises(ValueError):
         NAMMConfig(**values)  # type: ignore[arg-type]
-
-
-def test_offsets_are_interpolated_within_the_calibration() -> None:
-    points = ((0.5, 1024, 2.0), (0.1, 1024, -2.0), (0.5, 4096, 4.0), (0.1, 4096, 0.0))
-    memory = NAMM(NAMMConfig(calibration=points))
-    assert memory.offset_for(0.3, 1024) == pytest.approx(0.0)
-    assert memory.offset_for(0.3, 2048) == pytest.approx(1.0)
-    assert memory.offset_for(0.5, 1) == 2.0
-    assert memory.offset_for(0.5, 8192) == pytest.approx(5.0), "beyond the longest the line goes on"
-    assert memory.offset_for(0.5, 1_000_000) == pytest.approx(6.0), "but not forever"
-    with pytest.raises(ValueError, match=r"fractions from 0\.1 to 0\.5, not for 0\.6"):
-        memory.offset_for(0.6, 1024)
-    with pytest.raises(ValueError, match="calibrated for no fraction"):
-        NAMM().offset_for(0.5, 1024)
 
 
 def test_broken_normalisation_in_a_file_is_refused(tmp_path) -> None:

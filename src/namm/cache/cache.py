@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache
 
-from namm.cache.layer import MemoryLayer
+from namm.cache.layer import MemoryLayer, decide
 from namm.cache.loan import loan_of
 from namm.cache.padding import Padding
 from namm.cache.rehearsal import Rehearsal
@@ -179,18 +179,21 @@ class MemoryCache(Cache):
             raise ValueError(f"policy {self.policy.name!r} does not look at a rehearsal: read without one")
         return Rehearsal.of(self, ids, instruction, attention_mask, progress).read()
 
+    @torch.no_grad()
     def settle(self, rows: Sequence[int] | None = None) -> None:
         """Decide now about the tokens since the last update, instead of when their block is full.
 
         Call it where a prompt, or the part of it that has to be remembered, ends: what is kept then is all the policy's
-        choice, and a budget is met at any length. The next block begins here. Fewer tokens than the policy's
-        ``smallest_block`` are left undecided; so is everything under a policy that never decides.
+        choice, and a budget is met at any length. The policy is asked once about the heads of all layers, which may so
+        share one budget. The next block begins here. Fewer tokens than the policy's ``smallest_block`` are left
+        undecided; so is everything under a policy that never decides.
 
         Args:
             rows: indices of the batch rows to decide on; None: all.
         """
         for layer in self._forgetting:
             layer.settle(rows)
+        decide(self.policy, [row for layer in self._forgetting for row in layer.rows])
 
     def stats(self) -> CacheStats:
         """Tokens seen and kept, and bytes held, counted from the tensors."""

@@ -146,34 +146,15 @@ class MemoryLayer(CacheLayerMixin):
                     new = queries[b][:, span], keys[b][:, span], values[b][:, span]
                     outputs[b][:, span] = row.advance(*new, form, self.waits)
                     done[b] = span.stop
-            self._decide()
+            decide(self.policy, self.rows)
         return outputs
 
     @torch.no_grad()
     def settle(self, rows: Sequence[int] | None = None) -> None:
-        """Decide now about the tokens since the last update, as if a block ended here; see `MemoryCache.settle`."""
+        """End the block here, so that its heads are due; see `MemoryCache.settle`, which then decides."""
         if self._form is not None:
             for row in self.rows if rows is None else [self.rows[index] for index in rows]:
                 row.settle(self._form)
-            self._decide()
-
-    def _decide(self) -> None:
-        """Ask the policy about all heads of all rows whose block has ended, and free what it lets go."""
-        due = [row for row in self.rows if row.due]
-        if not due:
-            return
-        heads = [head for row in due for head in row.due]
-        answers = self.policy.select(heads)
-        for head, keep in zip(heads, answers, strict=True):
-            if getattr(keep, "dtype", None) != torch.bool or keep.shape != head.positions.shape:
-                given = f"{keep.dtype} {list(keep.shape)}" if isinstance(keep, Tensor) else type(keep).__name__
-                raise TypeError(
-                    f"{type(self.policy).__name__} must answer with a bool tensor [{head.tokens}], one for each "
-                    f"token of the head, not with {given}"
-                )
-        kept = iter(answers)
-        for row in due:
-            row.keep([next(kept) for _ in row.due])
 
     # what moves batch rows moves everything a row holds; `MemoryCache` moves what its layers share
 
@@ -204,6 +185,25 @@ class MemoryLayer(CacheLayerMixin):
             assert row.index == index, f"row {index} takes itself for row {row.index}"
             assert not row.due, f"row {index} waits for a decision"
             row.check()
+
+
+def decide(policy: Policy, rows: Sequence[Row]) -> None:
+    """Ask a policy at once about all heads that are due, of rows of one or of all layers, and free what it lets go."""
+    due = [row for row in rows if row.due]
+    if not due:
+        return
+    heads = [head for row in due for head in row.due]
+    answers = policy.select(heads)
+    for head, keep in zip(heads, answers, strict=True):
+        if getattr(keep, "dtype", None) != torch.bool or keep.shape != head.positions.shape:
+            given = f"{keep.dtype} {list(keep.shape)}" if isinstance(keep, Tensor) else type(keep).__name__
+            raise TypeError(
+                f"{type(policy).__name__} must answer with a bool tensor [{head.tokens}], one for each token of the "
+                f"head, not with {given}"
+            )
+    kept = iter(answers)
+    for row in due:
+        row.keep([next(kept) for _ in row.due])
 
 
 class _WithoutGradient(torch.autograd.Function):

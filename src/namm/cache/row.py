@@ -27,6 +27,7 @@ class Row:
         store: the tokens kept. queries: what the policy has yet to see.
         seen: real tokens so far, which are also the positions; padding is neither stored nor counted.
         updated: `seen` at the last update.
+        trimmed: tokens since then that were there when the policy was last asked, which may have been later.
         due: heads to decide on.
         hid: a mask has hidden tokens of this row, so that the newest of them may be gone.
         rotary: how the model turns queries, for a policy that sees them.
@@ -39,6 +40,7 @@ class Row:
     queries: Queries
     seen: int = 0
     updated: int = 0
+    trimmed: int = 0
     due: list[Head] = field(default_factory=list)
     hid: bool = False
     rotary: Rotary | None = None
@@ -108,12 +110,20 @@ class Row:
         return torch.cat(outputs)
 
     def settle(self, form: AttentionForm) -> None:
-        """End the block here, if it is long enough to be decided on: `due` are its heads then."""
-        if self.policy.update_interval is None or self.fresh < max(1, self.policy.smallest_block):
+        """End the block here, if it is long enough to be decided on: `due` are its heads then.
+
+        A policy that trims is asked in any case; a block that is too short goes on, and all of it stays.
+        """
+        if self.policy.update_interval is None:
             return
-        watched = self._watched(self.queries.recall())
-        groups = enumerate(self.groups(watched))
-        self._end_block(watched, [self._observe(h, watched[own], form.of_group(own), None) for h, own in groups])
+        if self.fresh >= max(1, self.policy.smallest_block):
+            watched = self._watched(self.queries.recall())
+            groups = enumerate(self.groups(watched))
+            seen = [self._observe(h, watched[own], form.of_group(own), None, whole=True) for h, own in groups]
+            self._end_block(watched, seen)
+        elif self.policy.trims and self.updated:
+            self.store.make_writable()
+            self.due = [replace(self._head(h), undecided=self.fresh, whole=True) for h in range(self.store.heads)]
 
     def note(self, column: str, newest: Tensor) -> None:
         """Write to a column of the policy's what the newest tokens have, ``[KV heads, tokens]``."""
@@ -126,10 +136,10 @@ class Row:
         indices = []
         for answer in answers:
             stays = answer.clone()
-            stays[-1] = True
+            stays[-1:] = True
             indices.append(stays.nonzero().squeeze(-1))
         self.store.keep(indices)
-        self.due = []
+        self.due, self.trimmed = [], self.fresh
 
     def hide(self, positions: Tensor) -> None:
         """Forget tokens that a mask hides, as if they had never come: those after them move up.
@@ -148,7 +158,9 @@ class Row:
         for h, count in enumerate(counts):
             self.store.head(h)["positions"].sub_(count.int())
         self.queries.hide(positions, self.seen, self.updated)
+        asked = self.updated + self.trimmed
         self.updated -= int((positions < self.updated).sum())
+        self.trimmed = asked - int((positions < asked).sum()) - self.updated
         self.seen -= len(positions)
         self.hid = True
 
@@ -205,19 +217,20 @@ class Row:
             )
 
     def _observe(
-        self, head: int, watched: Tensor, form: AttentionForm, record: Tensor | None
+        self, head: int, watched: Tensor, form: AttentionForm, record: Tensor | None, *, whole: bool = False
     ) -> tuple[Head, Tensor | None]:
         """Show the policy one head and what it was paid since the last update.
 
         Args:
             watched: ``[group, n, width]``.
             record: the attention of a block that was attended in one go; None: replay the queries `watched`.
+            whole: see `Head`.
 
         Returns:
             The head, and the log normalisers ``[group, carry]`` of the last queries, for the next block.
         """
         self.store.make_writable()  # a policy writes to its columns
-        found, normalisers = Head(self.layer, self.index, head, self.store.head(head), self.seen, self.fresh), None
+        found, normalisers = replace(self._head(head), whole=whole), None
         if watched.shape[1]:
             keys, carry = self.store.segment(head, "keys"), self.policy.carry
             if record is None:
@@ -232,6 +245,11 @@ class Row:
         found.summary = self.policy.observe(found)
         found.attention = found.queries = None
         return found, normalisers
+
+    def _head(self, head: int) -> Head:
+        """One head as a policy sees it between two layers."""
+        columns = self.store.head(head)
+        return Head(self.layer, self.index, head, columns, self.seen, self.fresh, trimmed=self.trimmed, whole=False)
 
     def _replay_carried(self, head: int, form: AttentionForm, record: Tensor) -> None:
         """Fill the first rows of the record with the attention of the previous block's last queries.

@@ -55,8 +55,10 @@ class EvolveConfig:
         parameters: what evolves: ``"all"``, ``"scorer"`` or ``"gains"``, see `namm.evolution.space`.
         strategy: ``"cma"``, ``"cma-separable"`` or ``"random"``. population, sigma: of it.
         metric: ``"likelihood"`` of the reference answer, or a metric of the generated one: ``"exact"``, ``"f1"``.
-        kept: target of the kept fraction.
-        price: fitness lost for each unit above it.
+        kept: fraction to keep. From a start that keeps a fraction by itself (``config.kept``), every member keeps this
+            one, and its scores count relative to one another only; from any other start, members keep what they score
+            at least 0, as in the paper, and pay for what is above it.
+        price: fitness lost for each unit kept above it.
         validation: samples of each task by which the best mean is chosen.
         validate_every: generations between.
         patience: validations without a better one before a stage ends early; 0: never.

@@ -43,7 +43,8 @@ class Work:
         sample: what to recall.
         metric: `LIKELIHOOD` or of `METRICS`.
         flats: ``[population, parameters]`` float32.
-        kept: fraction to aim at by the start's calibration.
+        kept: fraction that every member keeps, so that scores count relative to one another; None: a member keeps
+            what it scores at least 0, as in the paper.
     """
 
     key: str

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from namm.policies import NAMMPolicy
@@ -23,20 +25,25 @@ class PopulationPolicy(NAMMPolicy):
     name = "population"
     failed: set[int] = field(default_factory=set)
 
-    def select(self, heads: Sequence[Head]) -> list[Tensor]:
+    def score(self, heads: Sequence[Head]) -> list[Tensor]:
+        """Layer by layer."""
+        return [own for _, layer in groupby(heads, lambda head: head.layer) for own in self._score_layer(list(layer))]
+
+    def _score_layer(self, heads: Sequence[Head]) -> list[Tensor]:
         """All heads of all members in one batched pass of the network, padded on the old side."""
         memory = self._memory_on(heads[0].positions.device)
         members = memory.flat.shape[0]
         if len(heads) % members or any(head.row != i * members // len(heads) for i, head in enumerate(heads)):
             raise ValueError(f"{len(heads)} heads are not those of {members} members, row by row")
-        longest = max(head.tokens for head in heads)
-        features = heads[0].summary.new_zeros(len(heads), longest, memory.config.features)
-        for head, padded in zip(heads, features, strict=True):
-            padded[longest - head.tokens :] = head.summary
+        decided = [head.tokens - head.undecided for head in heads]
+        features = memory.flat.new_zeros(len(heads), max(decided), memory.config.features)
+        for head, tokens, padded in zip(heads, decided, features, strict=True):
+            if tokens:
+                padded[max(decided) - tokens :] = self.features(head.first(tokens))
         population = replace(memory, flat=memory.flat[:, None])
-        scores = population.scores(features.unflatten(0, (members, -1))).flatten(0, 1)
-        own = [row[longest - head.tokens :] for row, head in zip(scores, heads, strict=True)]
+        found = population.scores(features.unflatten(0, (members, -1))).flatten(0, 1)
+        own = [row[max(decided) - tokens :] for row, tokens in zip(found, decided, strict=True)]
         broken = torch.stack([row.isnan().any() for row in own])
         self.failed.update(heads[int(i)].row for i in broken.nonzero())
-        # the others go on, so one that fails keeps as little as can be
-        return [self.decide(head, row.nan_to_num(-torch.inf)) for head, row in zip(heads, own, strict=True)]
+        # the others go on, so for one that fails no token is worth anything
+        return [F.pad(row.nan_to_num(-torch.inf), (0, head.undecided)) for row, head in zip(own, heads, strict=True)]

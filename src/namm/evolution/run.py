@@ -123,14 +123,8 @@ class Evolution:
     model: str = field(kw_only=True)
 
     def __post_init__(self) -> None:
-        """Raises ValueError if the folder is no place for this run, or the start can't aim at ``config.kept``."""
+        """Raises ValueError if the folder is no place for this run."""
         check_output(self.folder, inputs=self.config.inputs())
-        fractions = [fraction for fraction, _, _ in self.memory.config.calibration]
-        if fractions and not min(fractions) <= self.config.kept <= max(fractions):
-            raise ValueError(
-                f"kept = {self.config.kept}, but the start is calibrated for {min(fractions)} to {max(fractions)} "
-                "only: aim between them, or start from another memory"
-            )
 
     def run(self) -> Outcome:
         """Evolve through all stages; the result is saved in the folder.
@@ -210,7 +204,7 @@ class Evolution:
         self, label: str, samples: Sequence[tuple[str, Sample]], flats: Tensor
     ) -> tuple[list[list[Score]], list[str]]:
         """Scores ``[samples][population]`` from the journal or measured now, without samples that compare nothing."""
-        aim = self.config.kept if self.memory.config.calibration else None
+        aim = None if self.memory.config.kept is None else self.config.kept
         works = [
             Work(f"{label} {index}", sample, self.config.metric, flats, aim)
             for index, (_, sample) in enumerate(samples)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -36,9 +36,9 @@ class Inspection:
         updates: tokens seen at each update, rising; the last is the whole text.
         forgotten: ``[layers, heads, tokens]`` int16: one more than the last update (an index of `updates`) after which
             a head held the token; 0 where its first update forgot it, ``len(updates)`` where none did.
-        scores: ``[layers, heads, tokens]`` float32, a memory's score of a token the last time a head judged it, offset
-            included: it stays where this is at least 0. NaN: never judged. None under a rule without scores, or where
-            nothing was judged.
+        scores: ``[layers, heads, tokens]`` float32, a memory's score of a token the last time a head judged it, less
+            the threshold: below 0 it stays only if it must, see `NAMMPolicy.margins`. NaN: never judged. None under a
+            rule without scores, or where nothing was judged.
         spectrogram: ``[tokens, len(ema), bins]`` float32, mean over layers and heads of the averaged magnitudes that
             went with these scores (before compression). None likewise.
         stats: what the cache held in the end.
@@ -181,19 +181,19 @@ class _Watched(NAMMPolicy):
 
     @classmethod
     def of(cls, policy: NAMMPolicy, tokens: int) -> _Watched:
-        watched = cls(policy.memory, policy.offset, policy.kept, policy.cap)
+        watched = cls(policy.memory, policy.offset, policy.kept, policy.budget, policy.cap)
         watched._tokens, watched._scores, watched._spectrograms = tokens, {}, {}
         return watched
 
-    def decide(self, head: Head, scores: Tensor) -> Tensor:
-        place, positions = (head.layer, head.index), head.positions.long().cpu()
-        spectrogram = head.columns["spectrogram"]
-        if place not in self._scores:
-            self._scores[place] = torch.full((self._tokens,), torch.nan)
-            self._spectrograms[place] = torch.zeros(self._tokens, *spectrogram.shape[1:], dtype=torch.float16)
-        self._scores[place][positions] = (scores + self.offset_at(head.seen)).float().cpu()
-        self._spectrograms[place][positions] = spectrogram.to("cpu", torch.float16)
-        return super().decide(head, scores)
+    def note(self, heads: Sequence[Head], scores: Sequence[Tensor], keep: Sequence[Tensor]) -> None:
+        for head, margin in zip(heads, self.margins(heads, scores, keep), strict=True):
+            place, judged = (head.layer, head.index), head.first(head.tokens - head.undecided)
+            positions, spectrogram = judged.positions.long().cpu(), judged.columns["spectrogram"]
+            if place not in self._scores:
+                self._scores[place] = torch.full((self._tokens,), torch.nan)
+                self._spectrograms[place] = torch.zeros(self._tokens, *spectrogram.shape[1:], dtype=torch.float16)
+            self._scores[place][positions] = margin[: len(positions)].float().cpu()
+            self._spectrograms[place][positions] = spectrogram.to("cpu", torch.float16)
 
     def scored(self, layers: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
         """`Inspection.scores` and `Inspection.spectrogram`; None if nothing was judged."""

@@ -1,6 +1,5 @@
 """Weights by gradient: from recorded attention, then from what a memory's own decisions saved."""
 
-from namm.learning.calibration import Calibration, calibrate
 from namm.learning.distil.record import Recording, record_document
 from namm.learning.distil.regression import TrainConfig, centre, train
 from namm.learning.distil.run import DistillConfig, distill
@@ -9,13 +8,11 @@ from namm.learning.refine.regression import RefineConfig
 from namm.learning.refine.run import refine_memory
 
 __all__ = [
-    "Calibration",
     "DistillConfig",
     "Passage",
     "Recording",
     "RefineConfig",
     "TrainConfig",
-    "calibrate",
     "centre",
     "cut_passages",
     "distill",

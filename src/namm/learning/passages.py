@@ -99,11 +99,6 @@ def deal(sources: Sequence[Sequence[Passage]], count: int, rounds: int) -> list[
     return [[passage for passage, turn in mixed if turn % rounds == own] for own in range(rounds)]
 
 
-def longest(passages: Sequence[Passage], count: int) -> list[Passage]:
-    """So many of the passages."""
-    return sorted(passages, key=lambda passage: passage.ids.shape[1])[-count:]
-
-
 def _places(order: Sequence[Document], rng: random.Random, limit: int) -> Iterator[tuple[Document, int]]:
     """Documents one after the other with the character to begin at: their beginning first, then random places."""
     for turn in range(limit if order else 0):

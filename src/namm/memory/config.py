@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -35,9 +34,7 @@ class NAMMConfig:
         reach: newer tokens that the backward attention looks at, at most; None: all, which takes quadratic time.
         normalised: subtract and divide by the fixed statistics stored beside the parameters.
         state_dtype: how a kept token's spectrogram is stored in the cache, ``"float32"`` or ``"bfloat16"``.
-        calibration: measured triples (kept fraction, tokens seen, score offset), by which `offset_for` turns a wish
-            into an offset. A fixed offset keeps a smaller fraction of longer texts.
-        kept: the fraction this memory aims at where its user names none; None: keep where the score is >= 0.
+        kept: the fraction of tokens that this memory keeps where its user names none; None: where the score is >= 0.
     """
 
     hidden: int = 32
@@ -54,23 +51,19 @@ class NAMMConfig:
     reach: int | None = None
     normalised: bool = False
     state_dtype: str = "float32"
-    calibration: tuple[tuple[float, int, float], ...] = ()
     kept: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ema", tuple(self.ema))
         object.__setattr__(self, "bands", tuple((int(first), int(last)) for first, last in self.bands))
-        object.__setattr__(
-            self, "calibration", tuple((float(k), int(t), float(o)) for k, t, o in sorted(self.calibration))
-        )
         if self.hidden < 1 or self.heads < 1 or self.hidden % self.heads:
             raise ValueError(f"heads ({self.heads}) must divide the hidden width ({self.hidden})")
         if self.update_interval < self.hop or self.update_interval % self.hop:
             raise ValueError(f"update_interval {self.update_interval} must be a positive multiple of hop {self.hop}")
         if self.update_interval < self.spectrogram.carry:
             raise ValueError(f"update_interval {self.update_interval} must not be shorter than window - hop")
-        if not all(math.isfinite(value) for triple in self.calibration for value in triple):
-            raise ValueError("the calibration holds NaN or infinite values")
+        if self.kept is not None and not 0.0 < self.kept <= 1.0:
+            raise ValueError(f"kept must be None or a fraction above 0 and at most 1, got {self.kept!r}")
         if self.reach is not None and self.reach < 0:
             raise ValueError(f"reach must be None or at least 0, got {self.reach}")
         if self.state_dtype not in ("float32", "bfloat16"):

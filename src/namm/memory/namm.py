@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,8 +23,6 @@ from namm.memory.files import (
 from namm.memory.network import initial_parameters, parameter_shapes, token_scores, unflatten
 from namm.support.files import commit, prepare, strict_json, write_atomically
 from namm.support.fingerprints import fingerprint
-
-REACH = 4  # times the longest calibrated length, to which offsets are extrapolated
 
 
 @dataclass
@@ -94,30 +90,6 @@ class NAMM:
         """``[..., tokens]`` scores of features ``[..., tokens, features]`` that are ordered from oldest to newest."""
         weights = unflatten(self.flat, self.config.features, self.config.hidden)
         return token_scores(features, weights, self.config.heads, self.config.reach)
-
-    def offset_for(self, kept: float, tokens: int) -> float:
-        """The score offset at which this memory kept about the fraction `kept` of texts of so many tokens.
-
-        Between the calibrated fractions, and between the logarithms of the calibrated lengths, it is interpolated;
-        below the shortest length the nearest counts, beyond the longest the line through the last two, up to `REACH`.
-
-        Raises:
-            ValueError: outside the calibrated fractions, or where the memory was never calibrated.
-        """
-        fractions = sorted({fraction for fraction, _, _ in self.config.calibration})
-        if not fractions or not fractions[0] <= kept <= fractions[-1]:
-            span = f"fractions from {fractions[0]} to {fractions[-1]}" if fractions else "no fraction"
-            raise ValueError(f"this memory is calibrated for {span}, not for {kept}; give `offset` instead of `kept`")
-        at_length = []
-        for fraction in fractions:
-            curve = [(length, offset) for other, length, offset in self.config.calibration if other == fraction]
-            lengths, offsets = (list(values) for values in zip(*curve, strict=True))
-            if len(lengths) > 1:
-                slope = (offsets[-1] - offsets[-2]) / math.log(lengths[-1] / lengths[-2])
-                lengths.append(lengths[-1] * REACH)
-                offsets.append(offsets[-1] + slope * math.log(REACH))
-            at_length.append(np.interp(math.log(tokens), np.log(lengths), offsets))
-        return float(np.interp(kept, fractions, at_length))
 
     def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:
         """Write ``config.json``, ``model.safetensors`` and, where given, a model card ``README.md``.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from namm.policies.pool import ACROSS, SAFEGUARD, pooled, top
+from namm.policies.pool import ACROSS, SAFEGUARD, pooled, refuse_nan, top
 from namm.support.tensors import Column
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Head:
         new: how many of the last tokens came since the previous update.
         undecided: how many of the last tokens are not up for decision and stay: those too few for a block that
             `Policy.observe` has not been shown, in a `MemoryCache.settle` that only trims.
+        trimmed: how many of the new tokens were there already when the policy was last asked, in such a trim.
         whole: the heads of all layers are decided on at this moment, as in `MemoryCache.settle`; while a model reads,
             only those of one layer are.
         attention: ``[carry + queries, tokens]``, rows from the oldest query to the newest, mean over the query heads
@@ -56,6 +57,7 @@ class Head:
     queries: Tensor | None = None
     rotary: Rotary | None = None
     undecided: int = 0
+    trimmed: int = 0
     whole: bool = True
 
     @property
@@ -74,6 +76,10 @@ class Head:
     def tokens(self) -> int:
         return self.positions.shape[0]
 
+    def first(self, tokens: int) -> Head:
+        """The head with its first `tokens` tokens only."""
+        return replace(self, columns={name: column[:tokens] for name, column in self.columns.items()})
+
 
 class Policy:
     """Decides, every `update_interval` tokens, which cached tokens of each head stay.
@@ -90,6 +96,7 @@ class Policy:
         update_interval: tokens between two updates, counted for every row in real (not padding) tokens; None: never.
         queries: how many of the newest queries since the last update `observe` sees; 0: none, None: all of them.
         smallest_block: fewer tokens than this since the last update are not decided on, see `MemoryCache.settle`.
+        trims: `MemoryCache.settle` asks it about older tokens too, where none or too few came since the last update.
         carry: rows of attention of the *previous* block's last queries that come before them (zeros at the first).
         sees_queries: give `observe` the queries themselves as well; the model must have rotary positions.
         per_query_head: give `observe` the attention of every query head instead of their mean.
@@ -101,6 +108,7 @@ class Policy:
     update_interval: int | None = 256
     queries: int | None = 0
     smallest_block: int = 1
+    trims: bool = False
     carry: int = 0
     per_query_head: bool = False
     sees_queries: bool = False
@@ -156,6 +164,7 @@ class BudgetPolicy(Policy):
             check_count("update_interval", self.update_interval, 1)
         if self.across not in ACROSS:
             raise ValueError(f"across must be one of {', '.join(ACROSS)}, got {self.across!r}")
+        self.trims = self.across == "model"
 
     def scores(self, head: Head) -> Tensor:
         """``[tokens]``: the higher, the rather a token stays."""
@@ -181,6 +190,7 @@ class BudgetPolicy(Policy):
         if self.across == "head":
             return super().select(heads)
         scores = [self.scores(head) for head in heads]
+        refuse_nan(heads, scores, f"the rule {self.name!r}", "")
         return pooled(heads, scores, self.across, self.allowed, self.recent, safeguard=self.safeguard)
 
 
@@ -190,6 +200,14 @@ def check_budget(name: str, budget: float | int) -> None:
         raise TypeError(f"{name} must be a number, got {budget!r}")
     if not (budget >= 1 if isinstance(budget, int) else 0.0 < budget <= 1.0):
         raise ValueError(f"{name} must be an int >= 1 (tokens) or a float in (0, 1] (fraction), got {budget!r}")
+
+
+def check_kept(kept: float) -> None:
+    """Raises TypeError or ValueError unless it is a fraction."""
+    if isinstance(kept, bool) or not isinstance(kept, (int, float)):
+        raise TypeError(f"kept must be a number, got {kept!r}")
+    if not 0.0 < kept <= 1.0:
+        raise ValueError(f"kept must be a fraction above 0 and at most 1, got {kept!r}")
 
 
 def check_count(name: str, value: int, least: int) -> None:

@@ -1,47 +1,60 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from namm.memory import NAMM
 from namm.memory.features import observe, observed
-from namm.policies.base import Head, Policy, check_budget, tokens_within
-from namm.policies.pool import top
+from namm.policies.base import Head, Policy, check_budget, check_count, check_kept, tokens_of, tokens_within
+from namm.policies.pool import groups, pooled, refuse_nan, top
 
 
 @dataclass
 class NAMMPolicy(Policy):
-    """The neural attention memory: keep a token where its score is at least ``-offset``.
+    """The neural attention memory: a score for every token, by which the best stay.
+
+    With `kept` or `budget`, one budget is shared by all heads, and the highest scores of all layers win it; see
+    `MemoryCache.settle`, after which it is met. With `offset` each token is judged by itself, as in the paper (arXiv
+    2410.13166): it stays where its score is at least ``-offset``, and what is kept depends on the text.
 
     Attributes:
         memory: the network and its configuration, which also sets the update interval.
-        offset: added to every score; larger keeps more. One memory serves all sizes by it, without retraining.
-        kept: instead of `offset`: the fraction to aim at, by offsets that were calibrated for every length. What is
-            kept in the end still depends on the text. With neither, the memory's own ``config.kept`` counts, and
-            without that an offset of 0 as in the paper.
+        offset: added to every score; larger keeps more.
+        kept: fraction of the tokens seen that stay, mean over heads and layers. With none of the three, the memory's
+            own ``config.kept`` counts, and without that an offset of 0.
+        budget: tokens that stay, mean over heads and layers.
         cap: at most this many tokens a head (int) or this fraction of the tokens seen (float), the best by score.
     """
 
     name = "namm"
+    across: ClassVar[str] = "model"
     memory: NAMM
     offset: float | None = None
     kept: float | None = None
+    budget: int | None = None
     cap: float | int | None = None
 
     def __post_init__(self) -> None:
         config = self.memory.config
-        if self.kept is not None and self.offset is not None:
-            raise ValueError("give either offset or kept, not both")
-        self._aim = config.kept if self.kept is None and self.offset is None else self.kept
+        if sum(given is not None for given in (self.offset, self.kept, self.budget)) > 1:
+            raise ValueError("give only one of offset, kept and budget")
         if self.offset is not None and math.isnan(self.offset):
             raise ValueError("offset is NaN: give a number, or a fraction as `kept`")
-        if self._aim is not None:
-            self.memory.offset_for(self._aim, 1)  # refuse early
+        if self.kept is not None:
+            check_kept(self.kept)
+        if self.budget is not None:
+            check_count("budget", self.budget, 1)
         if self.cap is not None:
             check_budget("cap", self.cap)
+        wanted = config.kept if self.offset is None and self.kept is None else self.kept
+        self.share: float | int | None = self.budget or (None if wanted is None else float(wanted))
+        """Of a head, in tokens (int) or as a fraction of those seen (float); None: every token is judged by itself."""
+        self.trims = self.share is not None and self.across == "model"
         self._placed: dict[torch.device, tuple[Tensor, NAMM]] = {}
         self.update_interval = config.update_interval
         self.queries = None
@@ -49,37 +62,67 @@ class NAMMPolicy(Policy):
         self.smallest_block = max(config.spectrogram.hop, self.carry)
         self.state = config.state
 
-    def observe(self, head: Head) -> Tensor:
-        """Carries the state on and returns the features ``[tokens, features]``."""
+    def observe(self, head: Head) -> None:
+        """Carries the state on."""
         assert head.attention is not None
+        observe(head.columns, head.attention, head.new, self.memory.config)
+
+    def features(self, head: Head) -> Tensor:
+        """``[tokens, features]``, from a head's columns alone."""
         memory = self._memory_on(head.positions.device)
-        observe(head.columns, head.attention, head.new, memory.config)
         return memory.features(observed(head.columns, memory.config), head.positions[-1] - head.positions)
 
-    def keep(self, head: Head) -> Tensor:
-        return self.decide(head, self._memory_on(head.positions.device).scores(head.summary))
+    def score(self, heads: Sequence[Head]) -> list[Tensor]:
+        """``[tokens]`` float32 of each head; 0 for tokens that are not up for decision."""
+        return [self._score(head) for head in heads]
 
-    def decide(self, head: Head, scores: Tensor) -> Tensor:
-        """``[tokens]`` bool from the scores of a head's tokens, ``[tokens]``.
-
-        Raises:
-            ValueError: for a score of NaN, which says nothing of its token.
-        """
-        scores = scores + self.offset_at(head.seen)
-        if scores.isnan().any():
-            raise ValueError(
-                f"the memory scores tokens of layer {head.layer}, KV head {head.index}, as NaN: the model's attention "
-                "overflows its dtype, or the memory's weights are wild; load the model in bfloat16 or float32"
-            )
-        keep = scores >= 0
-        keep[-1] = True  # the newest stays in any case, and counts
-        if self.cap is not None and int(keep.sum()) > (limit := tokens_within(self.cap, head)):
-            keep = top(scores, limit, recent=1)
+    def select(self, heads: Sequence[Head]) -> list[Tensor]:
+        """Raises ValueError for a score of NaN, which says nothing of its token."""
+        scores = self.score(heads)
+        refuse_nan(heads, scores, "the memory", ", or the memory's weights are wild")
+        keep = self.choose(heads, scores)
+        self.note(heads, scores, keep)
         return keep
 
-    def offset_at(self, seen: int) -> float:
-        """What is added to the scores after so many tokens."""
-        return self.offset or 0.0 if self._aim is None else self.memory.offset_for(self._aim, seen)
+    def choose(self, heads: Sequence[Head], scores: Sequence[Tensor]) -> list[Tensor]:
+        """``[tokens]`` bool of each head, from the scores of its tokens."""
+        limits = None if self.cap is None else [tokens_within(self.cap, head) for head in heads]
+        if (share := self.share) is not None:
+            return pooled(heads, scores, self.across, lambda head, seen: tokens_of(share, seen), lambda *_: 1, limits)
+        keep = [own + (self.offset or 0.0) >= 0 for own in scores]
+        for number, (own, stays) in enumerate(zip(scores, keep, strict=True)):
+            stays[-1:] = True  # the newest stays in any case, and counts
+            if limits is not None and int(stays.sum()) > limits[number]:
+                keep[number] = top(own, limits[number], recent=1)
+        return keep
+
+    def note(self, heads: Sequence[Head], scores: Sequence[Tensor], keep: Sequence[Tensor]) -> None:
+        """Called with every decision, for those who want to look at it."""
+
+    def margins(self, heads: Sequence[Head], scores: Sequence[Tensor], keep: Sequence[Tensor]) -> list[Tensor]:
+        """Of each head ``[tokens]``: scores less the threshold, which is the highest score of a token that had to go.
+
+        Heads that share a budget share a threshold; where nothing had to go, it is the lowest score.
+        """
+        if self.share is None:
+            return [own + (self.offset or 0.0) for own in scores]
+        found = list(scores)
+        for members in groups(heads, self.across):
+            gone = [scores[number][~keep[number]] for number in members]
+            highest = [float(own.max()) for own in gone if len(own)]
+            lowest = [float(scores[number].min()) for number in members if len(scores[number])]
+            threshold = max(highest) if highest else min(lowest)
+            for number in members:
+                found[number] = scores[number] - threshold
+        return found
+
+    def _score(self, head: Head) -> Tensor:
+        scores = torch.zeros(head.tokens, device=head.positions.device)
+        # tokens that were not observed yet stay, and are not to be taken for tokens that nobody looks at
+        if decided := head.tokens - head.undecided:
+            features = self.features(head.first(decided))
+            scores[:decided] = self._memory_on(scores.device).scores(features)
+        return scores
 
     def _memory_on(self, device: torch.device) -> NAMM:
         """The memory on a layer's device; a model may be spread over several, and parameters may be replaced."""

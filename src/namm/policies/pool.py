@@ -87,15 +87,12 @@ def pooled(
     Returns:
         ``[tokens]`` bool of each head.
     """
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for number, head in enumerate(heads):
-        groups.setdefault((head.row, head.layer) if across == "layer" else (head.row,), []).append(number)
     answers: dict[int, Tensor] = {}
-    for members in groups.values():
+    for members in groups(heads, across):
         own = [heads[number] for number in members]
         ratio = 1.0 if across == "layer" or own[0].whole else held_ratio(own, allowed)
         shares = [ratio * allowed(head, head.seen) for head in own]
-        places = [max(1, round(share)) for share in shares]
+        places = [max(1, int(share)) for share in shares]  # no more than there are in all
         certain = [
             max(1, head.undecided, min(recent(head, count), count)) for head, count in zip(own, places, strict=True)
         ]
@@ -110,6 +107,14 @@ def pooled(
     return [answers[number] for number in range(len(heads))]
 
 
+def groups(heads: Sequence[Head], across: str) -> list[list[int]]:
+    """Numbers of the heads that share a budget: those of one batch row, and of one layer where only a layer's do."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for number, head in enumerate(heads):
+        found.setdefault((head.row, head.layer) if across == "layer" else (head.row,), []).append(number)
+    return list(found.values())
+
+
 def held_ratio(heads: Sequence[Head], allowed: Callable[[Head, int], float]) -> float:
     """What one layer held after its last decision, relative to its even share of the model's budget then.
 
@@ -117,9 +122,20 @@ def held_ratio(heads: Sequence[Head], allowed: Callable[[Head, int], float]) -> 
     beginning asked for says little, and where nothing had to go yet.
     """
     head = heads[0]
-    then = head.seen - head.new
-    held = sum(head.tokens - head.new for head in heads)
+    since = head.new - head.trimmed
+    then = head.seen - since
+    held = sum(head.tokens - since for head in heads)
     share = sum(allowed(head, then) for head in heads)
     if 2 * then < head.seen or share == 0 or (held == then * len(heads) and held < share):
         return SLACK
     return held / share
+
+
+def refuse_nan(heads: Sequence[Head], scores: Sequence[Tensor], judge: str, reason: str) -> None:
+    """Raises ValueError for a score of NaN, which says nothing of its token, naming the head and who scored it."""
+    for head, own in zip(heads, scores, strict=True):
+        if own.isnan().any():
+            raise ValueError(
+                f"{judge} scores tokens of layer {head.layer}, KV head {head.index}, as NaN: the model's attention "
+                f"overflows its dtype{reason}; load the model in bfloat16 or float32"
+            )

@@ -71,7 +71,7 @@ class Recorder(Policy):
         self.carry = self.config.spectrogram.carry
         self.state = self.config.state
 
-    def observe(self, head: Head) -> Tensor | None:
+    def observe(self, head: Head) -> None:
         assert head.attention is not None
         if self.acting is None:
             inside = int((head.positions < self.document).sum())
@@ -80,15 +80,12 @@ class Recorder(Policy):
             block[head.positions[:inside].long().cpu()] = found.clamp_max(6e4).to("cpu", torch.float16)
             self.received[head.layer, head.index].append(block)
         if head.seen > self.document:
-            return None
+            return
         observe(head.columns, mean_of(head.attention), head.new, self.config)
         found = observed(head.columns, self.config)
         if head.seen <= self.document - self.horizon and self.rng.random() < self.share:
             updates, positions = head.seen // self.config.update_interval, head.positions.cpu().clone()
             self.seen.append((head.layer, head.index, updates, positions, found.to("cpu", torch.float16)))
-        if self.acting is None:
-            return None
-        return self.acting.memory.to(found.device).features(found, head.positions[-1] - head.positions)
 
     def select(self, heads: Sequence[Head]) -> list[Tensor]:
         if self.acting is not None:

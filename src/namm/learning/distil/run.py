@@ -1,4 +1,4 @@
-"""From a model and texts to a calibrated memory, resumable at every step."""
+"""From a model and texts to a memory, resumable at every step."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from namm.learning.calibration import calibrate
+from namm.learning.card import card
 from namm.learning.distil.record import Recording, record_document
 from namm.learning.distil.regression import TrainConfig, centre, train
-from namm.learning.passages import Passage, cut_passages, longest, whole_intervals
+from namm.learning.passages import Passage, cut_passages, whole_intervals
 from namm.learning.stored import stored
 from namm.memory import NAMM, NAMMConfig
 from namm.models.load import local_path
@@ -39,8 +39,7 @@ class DistillConfig:
         heads: heads recorded at each update of each pass.
         first: share of the documents that are recorded with a full cache only. A first memory is trained on them, and
             acts on the others, so that features are also learned as they look once most tokens are gone.
-        kept: the fraction that the memory aims at unless its user says otherwise.
-        calibration: how many of the longest passages the offsets are calibrated on.
+        kept: the fraction that the memory keeps unless its user says otherwise.
         training: see `TrainConfig`; its seed is the seed of everything.
     """
 
@@ -51,7 +50,6 @@ class DistillConfig:
     heads: int = 24
     first: float = 0.35
     kept: float = 0.25
-    calibration: int = 3
     training: TrainConfig = TrainConfig()
 
     def __post_init__(self) -> None:
@@ -96,11 +94,10 @@ def distill(
     with claim(folder, "distillation", depends):
         (folder / "work").mkdir(exist_ok=True)
         learned = _learn(model, tokenizer, passages, folder / "work", memory, settings, progress)
-        long = longest(passages, settings.calibration)
-        calibrated = calibrate(model, learned, long, settings.kept, progress)
+        learned = replace(learned, config=replace(memory, kept=settings.kept))
         origin = f"Distilled from {model.name_or_path or type(model).__name__} with `namm distill`: {settings}."
-        calibrated.memory.save_pretrained(folder, calibrated.card("A distilled memory", origin))
-    return calibrated.memory
+        learned.save_pretrained(folder, card("A distilled memory", origin, learned))
+    return learned
 
 
 def _learn(

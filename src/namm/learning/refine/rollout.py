@@ -33,7 +33,7 @@ class Decision:
         head: the same, counting KV heads.
         block: number of the block of queries that ended here.
         observed: ``[tokens, config.observed]``, see `namm.memory.features.observed`.
-        scores: ``[tokens]``, the offset included.
+        scores: ``[tokens]``, less the threshold, see `NAMMPolicy.margins`.
         positions: ``[tokens]`` int64, the tokens that the head held in this block.
         kept: ``[tokens]`` bool.
         credit: ``[tokens]``, set by the backward pass: loss with the token less loss without it, summed over the
@@ -59,18 +59,18 @@ class RolloutPolicy(NAMMPolicy):
         decisions: layer by layer, in each from the first update on, at each update head by head.
     """
 
+    across = "layer"  # a rollout is one call, without an end at which all layers could compete
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.decisions: list[Decision] = []
 
-    def decide(self, head: Head, scores: Tensor) -> Tensor:
-        """As `NAMMPolicy` does."""
-        kept = super().decide(head, scores)
-        block, scores = head.seen // self.memory.config.update_interval - 1, scores + self.offset_at(head.seen)
-        positions = head.positions.long()  # a copy: the column itself moves on
-        found = observed(head.columns, self.memory.config)
-        self.decisions.append(Decision(head.layer, head.index, block, found, scores, positions, kept))
-        return kept
+    def note(self, heads: Sequence[Head], scores: Sequence[Tensor], keep: Sequence[Tensor]) -> None:
+        for head, margin, kept in zip(heads, self.margins(heads, scores, keep), keep, strict=True):
+            block = head.seen // self.memory.config.update_interval - 1
+            positions = head.positions.long()  # a copy: the column itself moves on
+            found = observed(head.columns, self.memory.config)
+            self.decisions.append(Decision(head.layer, head.index, block, found, margin, positions, kept))
 
     def at(self, layer: int) -> list[Decision]:
         """Decisions of one layer."""

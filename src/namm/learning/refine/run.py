@@ -1,4 +1,4 @@
-"""From a memory and texts to a refined and calibrated one, resumable at every step.
+"""From a memory and texts to a refined one, resumable at every step.
 
 Rounds of two steps: a memory forgets while passages are read, and every decision is credited with what it saved of the
 divergence from the full cache (`namm.learning.refine.probe`); then the network learns to move its scores by that
@@ -10,16 +10,15 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from namm.learning.calibration import calibrate
-from namm.learning.passages import Passage, cut_passages, deal, longest, whole_intervals
+from namm.learning.card import card
+from namm.learning.passages import Passage, cut_passages, deal, whole_intervals
 from namm.learning.refine.probe import Example, Reading, make_probe, run_probe
 from namm.learning.refine.regression import RefineConfig, fit
 from namm.learning.stored import stored
@@ -42,29 +41,25 @@ def refine_memory(
     *,
     lengths: Sequence[int],
     documents: int,
-    calibration: int = 4096,
     settings: RefineConfig,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> NAMM:
-    """Refine a memory, calibrate it, and write it to `folder`.
+    """Refine a memory, and write it to `folder`.
 
     What was found is kept in ``folder/work``; run again with the same arguments, an interrupted run goes on where it
     stopped and ends with the same parameters. The model is left as it was.
 
     Args:
-        memory: calibrated; the result aims at the fraction that it aims at.
+        memory: to begin with; the result keeps by itself the fraction that it keeps, or a quarter.
         sources: documents by where they come from; passages are taken from each in turn.
         lengths: of the passages in tokens, taken in turn. documents: number of passages.
-        calibration: tokens of the passages that offsets are calibrated on, one from each source that has such a text.
 
     Raises:
-        ValueError: if a source has no document that is long enough, there are fewer passages than rounds, the memory is
-            not calibrated, or `folder` holds anything but the work of these arguments.
+        ValueError: if a source has no document that is long enough, there are fewer passages than rounds, or
+            `folder` holds anything but the work of these arguments.
     """
     folder, seed = Path(folder), settings.seed
     check_output(folder, inputs=[local_path(model.name_or_path)])
-    if not memory.config.calibration:
-        raise ValueError("only a calibrated memory can be refined, such as `namm distill` makes")
     if not sources:
         raise ValueError("there are no documents to refine on: give at least one source")
 
@@ -83,15 +78,10 @@ def refine_memory(
     }
     with claim(folder, "refinement", depends):
         refined = run_rounds(model, tokenizer, memory, dealt, settings, folder / "work", progress)
-        long: list[Passage] = []
-        for place in range(len(sources)):
-            with suppress(ValueError):  # a source without a text of that length
-                long += cut([calibration], 1, place, "calibration")
-        long = longest(long or [passage for own in dealt for passage in own], len(sources))
-        calibrated = calibrate(model, refined, long, memory.config.kept or 0.25, progress)
+        refined = replace(refined, config=replace(memory.config, kept=memory.config.kept or 0.25))
         origin = f"Refined on {model.name_or_path or type(model).__name__} with `namm refine`: {settings}."
-        calibrated.memory.save_pretrained(folder, calibrated.card("A refined memory", origin))
-    return calibrated.memory
+        refined.save_pretrained(folder, card("A refined memory", origin, refined))
+    return refined
 
 
 def run_rounds(
@@ -103,12 +93,11 @@ def run_rounds(
     work: Path,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> NAMM:
-    """The memory after its rounds; its calibration has to be made anew.
+    """The memory after its rounds.
 
     Deterministic for its arguments on one machine, also when it was interrupted and resumed.
 
     Args:
-        memory: calibrated, see `calibrate`.
         passages: for each round those that it reads, each of whole update intervals.
         work: a folder for what was found; a run that finds its own files there goes on from them.
 
