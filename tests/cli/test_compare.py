@@ -32,8 +32,19 @@ def test_compare_lists_every_policy(memory: str, document: Path) -> None:
         "kvzip",
         "random",
     ]
+    assert found["policies"][1]["tail"]["kept_fraction"] == pytest.approx(0.5, abs=0.005)
     table = runner.invoke(app, arguments)
     assert "410 tokens" in table.stdout and "snapkv" in table.stdout
+
+
+def test_a_budget_in_tokens(memory: str, document: Path) -> None:
+    arguments = ["compare", str(document), "--memory", memory, "--tail", "20", "--json", "--budget", "82"]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    fractions = [row["tail"]["kept_fraction"] for row in json.loads(result.stdout)["policies"][1:]]
+    assert fractions == pytest.approx([82 / 410] * len(fractions), abs=0.005)
+    both = runner.invoke(app, [*arguments, "--kept", "0.5"])
+    assert both.exit_code == 1 and "only one of offset, kept and budget" in both.stderr
 
 
 def test_short_and_unreadable_files_are_named(memory: str, tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ def test_a_rehearsal_that_the_policy_does_not_look_at_is_refused(memory: str, do
         (["--policy", "h2o", "--kept", "0.5"], "'h2o' takes --budget"),
         (["--policy", "full", "--budget", "0.5"], "does not take one"),
         (["--policy", "h2o", "--budget", "12.5"], "whole number"),
+        (["--budget", "0.5"], "give --kept"),
+        (["--kept", "0.5", "--budget", "100"], "only one of offset, kept and budget"),
     ],
 )
 def test_options_of_another_policy_are_refused(options, message, document: Path) -> None:
@@ -127,6 +129,12 @@ def test_what_is_kept_is_decided_where_the_prompt_ends(budget: str, kept: float,
     prompt = ("--file", document, "--question", "Why?")
     found = generated(*prompt, "--policy", "streaming", "--budget", budget)
     assert found["kept_fraction"] == pytest.approx(kept, abs=1 / 436)
+
+
+@pytest.mark.parametrize("option", [("--kept", "0.25"), ("--budget", "107")])
+def test_the_memory_keeps_what_it_is_told_to(option: tuple[str, str], document: Path, memory: str) -> None:
+    found = generated("--file", document, "--memory", memory, *option)
+    assert found["kept_fraction"] == pytest.approx(107 / (found["prompt_tokens"] - 1), abs=0.005)
 
 
 def test_reading_in_chunks_changes_nothing(document: Path, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:

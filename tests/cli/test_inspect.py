@@ -68,7 +68,7 @@ def test_classes_of_a_folder(tmp_path: Path, texts: Path, memory: str) -> None:
     for kind in ("code", "prose"):  # on an equal footing, but for a rule's rounding
         assert sum(kept[kind, "namm"]) == pytest.approx(sum(kept[kind, "streaming"]), abs=0.05)
     assert "| comment | namm |" in (out / "classes.md").read_text()
-    again = run(texts, "--classes", out, "--memory", memory, "--json")
+    again = run(texts, "--classes", out, "--memory", memory, "--json", "--budget", 40)
     assert again.exit_code == 0, "a table of ours is made anew"
     found = json.loads(again.stdout)
     assert found["folder"] == str(out) and {share["policy"] for share in found["classes"]} == {"namm"}

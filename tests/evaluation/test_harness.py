@@ -97,8 +97,8 @@ def test_the_full_cache_scores_as_lm_evals_own_model(reader_folder, tasks, memor
         (("namm", None, 0.5), "kept=FRACTION"),
         (("h2o", 0.5, None), "budget=FRACTION"),
         (("full", None, 0.5), "keeps everything"),
-        (("h2o", None, 64), "at most 1, got 64"),
-        (("h2o", None, "half"), "at most 1, got 'half'"),
+        (("h2o", None, 1.5), "at most 1, .* not 1.5"),
+        (("h2o", None, "half"), "at most 1, .* not 'half'"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(memory, arguments, message) -> None:

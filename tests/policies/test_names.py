@@ -36,12 +36,24 @@ def test_a_rule_whose_heads_share_a_layers_budget() -> None:
 @pytest.mark.fault(
     "C20", siblings="what was above 1, infinite or no number was taken for 1, where rules are made by name"
 )
-@pytest.mark.parametrize("budget", [None, 0, -0.5, 1.5, 64, math.inf, math.nan, "half"])
+@pytest.mark.parametrize("budget", [0, -0.5, 1.5, math.inf, math.nan, "half", True])
 @pytest.mark.parametrize("name", sorted(BUDGETED))
-def test_a_budget_is_a_fraction(name, budget) -> None:
-    with pytest.raises(ValueError, match=f"{name}.* above 0 and at most 1, got {budget!r}"):
+def test_a_budget_is_a_fraction_or_a_number_of_tokens(name, budget) -> None:
+    with pytest.raises(ValueError, match=f"above 0 and at most 1, or a whole number of tokens .* not {budget!r}"):
         make_policy(name, budget, MEMORY)
-    assert make_policy(name, 1, MEMORY).budget == 1.0
+    with pytest.raises(ValueError, match=f"'{name}' needs a budget"):
+        make_policy(name, None, MEMORY)
+    for given, meant in ((1, 1.0), (64, 64), (64.0, 64)):
+        found = make_policy(name, given, MEMORY).budget
+        assert (found, type(found)) == (meant, type(meant))
+
+
+def test_the_memory_takes_a_fraction_or_a_number_of_tokens() -> None:
+    assert make_policy("namm", 0.3, MEMORY).share == 0.3
+    assert make_policy("namm", 64, MEMORY).share == 64
+    assert make_policy("namm", None, MEMORY).share is None
+    with pytest.raises(ValueError, match="not 1.5"):
+        make_policy("namm", 1.5, MEMORY)
 
 
 def test_an_unknown_policy_is_named() -> None:

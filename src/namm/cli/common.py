@@ -94,24 +94,22 @@ def policy_from(
     """A policy from a command's options.
 
     Raises:
-        ValueError: for an option that the policy does not take, or a fraction the memory can't aim at.
+        ValueError: for an option that the policy does not take, or more than one of those that say how much is kept.
     """
-    from namm.policies import BUDGETED, NAMMPolicy
-    from namm.policies.names import budgeted, check_policies, is_budgeted, make_policy
+    from namm.policies import NAMMPolicy
+    from namm.policies.names import budget_of, check_policies, make_policy
 
     check_policies([name])
     if name != "namm" and (kept is not None or offset is not None):
         raise ValueError(f"--kept and --offset are the memory's; {name!r} takes --budget")
-    if not is_budgeted(name) and budget is not None:
-        raise ValueError(f"--budget is for {', '.join(BUDGETED)}; {name!r} does not take one (namm takes --kept)")
-    if not is_budgeted(name):
-        return NAMMPolicy(memory, kept=kept, offset=offset) if name == "namm" else make_policy(name, None, memory)
-    budget = 0.25 if budget is None else budget
-    if budget <= 1:
-        return make_policy(name, budget, memory)
-    if budget != int(budget):
-        raise ValueError(f"--budget {budget} is neither a fraction up to 1 nor a whole number of tokens")
-    return budgeted(name, int(budget), memory)
+    if name == "full" and budget is not None:
+        raise ValueError("'full' keeps everything; it does not take one (--budget)")
+    if name != "namm":
+        return make_policy(name, 0.25 if budget is None else budget, memory)
+    tokens = None if budget is None else budget_of(budget)
+    if isinstance(tokens, float):
+        raise ValueError("--budget is a number of tokens for namm; as a fraction give --kept")
+    return NAMMPolicy(memory, offset, kept, tokens)
 
 
 def sources_of(text: Sequence[Path] | None, train_split: bool, library: bool) -> list[list[Document]]:

@@ -22,6 +22,7 @@ def compare(
     model: options.ModelOption = options.DEFAULT_MODEL,
     memory: options.MemoryOption = options.DEFAULT_MEMORY,
     kept: options.KeptOption = None,
+    budget: options.TokensOption = None,
     rehearse: options.RehearseOption = False,
     tokens: Annotated[int, typer.Option(min=64, help="Use at most this many tokens of the file.")] = 4352,
     tail: Annotated[int, typer.Option(min=1, help="Tokens at the end whose loss is measured.")] = 256,
@@ -37,7 +38,7 @@ def compare(
 
     text = common.read_text(file) if file else packaged_prose("demo")[0].text
     own = NAMM.from_pretrained(memory)
-    common.policy_from("namm", own, kept=kept)  # refuse what it can't aim at before the model is loaded
+    common.policy_from("namm", own, kept=kept, budget=budget)  # refuse before the model is loaded
     network, tokenizer = common.load(model, dtype, device)
     ids = encode(tokenizer, text)[:, :tokens].to(network.device)
     rows: list[Comparison] = []
@@ -47,9 +48,18 @@ def compare(
             progress("policies", len(rows), len(options.POLICIES), policy)
 
         instruction = to_repeat(tokenizer)
-        for row in run(
-            network, ids, own, kept=kept, tail=tail, instruction=instruction, rehearse=rehearse, progress=before
-        ):
+        found = run(
+            network,
+            ids,
+            own,
+            kept=kept,
+            budget=budget,
+            tail=tail,
+            instruction=instruction,
+            rehearse=rehearse,
+            progress=before,
+        )
+        for row in found:
             rows.append(row)
         progress("policies", len(rows), len(rows))
     name = file.name if file else "demo.txt"

@@ -21,7 +21,7 @@ def distill(
     lengths: Annotated[str, typer.Option(help="Their lengths in tokens, taken in turn.")] = "1792,2560",
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 1200,
     kept: Annotated[
-        float, typer.Option(min=0.01, max=0.99, help="The fraction that the memory aims at by itself.")
+        float, typer.Option(min=0.01, max=0.99, help="The fraction that the memory keeps by itself.")
     ] = 0.25,
     power: Annotated[float, typer.Option(min=0.1, help="Of a token's influence whose expectation is learned.")] = 0.7,
     facts: Annotated[int, typer.Option(min=0, help="One hidden random fact for so many tokens; 0: none.")] = 150,
@@ -68,4 +68,4 @@ def distill(
     if as_json:
         print_json({"memory": str(output), "parameters": memory.config.parameters, "kept": kept})
     else:
-        console.print(f"{memory.config.parameters} parameters in {output}; it aims at keeping {kept:.0%}")
+        console.print(f"{memory.config.parameters} parameters in {output}; it keeps {kept:.0%} by itself")

@@ -29,7 +29,9 @@ def evaluate(
     policy: Annotated[
         list[str] | None, typer.Option(help=f"Of {', '.join(options.POLICIES)}; repeatable, else all.")
     ] = None,
-    budget: Annotated[list[float] | None, typer.Option(help="Fraction to keep; repeatable (0.5 and 0.25).")] = None,
+    budget: Annotated[
+        list[float] | None, typer.Option(help="Fraction to keep, or tokens; repeatable (0.5 and 0.25).")
+    ] = None,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Of each task, at most (else all; of generated tasks 3).")
     ] = None,

@@ -27,7 +27,7 @@ def generate(
     ] = None,
     budget: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Of a hand-designed rule: a fraction up to 1 (default 0.25), or tokens."),
+        typer.Option(min=0.0, help="Tokens that are kept, mean over heads; of a rule also a fraction (0.25)."),
     ] = None,
     rehearse: options.RehearseOption = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer at most.")] = 128,

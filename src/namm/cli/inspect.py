@@ -35,6 +35,7 @@ def inspect_texts(
     ] = None,
     policy: Annotated[list[str] | None, typer.Option(help="namm, full or a rule; repeatable, side by side.")] = None,
     kept: options.KeptOption = None,
+    budget: options.TokensOption = None,
     tokens: Annotated[int, typer.Option(min=16, help="Read at most this many tokens of a text.")] = 8192,
     dtype: options.DtypeOption = Dtype.AUTO,
     device: options.DeviceOption = None,
@@ -73,7 +74,7 @@ def inspect_texts(
         read = partial(inspect, network, tokenizer, tokens=tokens)
         for number, document in enumerate(documents):
             update("texts", number, len(documents), document.name)
-            inspected = _inspections(read, document, policies, memories, kept, update)
+            inspected = _inspections(read, document, policies, memories, kept, budget, update)
             named = token_classes(document, inspected[0].spans)  # the same tokens under every policy
             for one in inspected:
                 found.setdefault((document.kind, one.name), []).append((one, named))
@@ -142,18 +143,19 @@ def _inspections(
     policies: list[str],
     memories: list[tuple[str, NAMM]],
     kept: float | None,
+    budget: int | None,
     update: Update,
 ) -> list[Inspection]:
     """One for each memory under ``namm``, then the others; what the first memory keeps is the hand-designed budget."""
     _, first = memories[0]
     found: list[Inspection] = []
-    budget = 0.25 if kept is None else kept
+    share: float = budget or kept or 0.25
     for name in sorted(policies, key=lambda name: name != "namm"):
         for title, own in memories if name == "namm" else [(name, first)]:
             shown = f"namm ({title})" if name == "namm" and len(memories) > 1 else name
-            given = {"kept": kept} if name == "namm" else {} if name == "full" else {"budget": budget}
+            given = {"kept": kept, "budget": budget} if name == "namm" else {"budget": share} if name != "full" else {}
             rule = common.policy_from(name, own, **given)
             found.append(read(document.text, rule, name=shown, progress=partial(update, shown)))
         if name == "namm":
-            budget = found[0].stats.kept_fraction
+            share = found[0].stats.kept_fraction
     return found

@@ -37,7 +37,7 @@ KeptOption = Annotated[
         "--kept",
         min=0.01,
         max=1.0,
-        help="Aim at this kept fraction, for shipped memories 0.125 to 0.5 (else the memory's own choice).",
+        help="Keep this fraction of the tokens (else the memory's own choice).",
     ),
 ]
 RehearseOption = Annotated[
@@ -46,6 +46,10 @@ RehearseOption = Annotated[
         "--rehearse",
         help="The model repeats what it reads before the policy decides: two to three times as long.",
     ),
+]
+TokensOption = Annotated[
+    int | None,
+    typer.Option("--budget", min=2, help="In place of --kept: tokens that are kept, mean over heads and layers."),
 ]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Of the weights.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="Where the model runs, for example cuda.")]

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from namm.memory import NAMM
-from namm.policies import BUDGETED, Policy
+from namm.policies import BUDGETED, NAMMPolicy, Policy
 from namm.policies.names import make_policy
 from namm.tasks.answering import Tail, tail_loss
 
@@ -29,6 +29,7 @@ def compare(
     memory: NAMM,
     *,
     kept: float | None = None,
+    budget: int | None = None,
     tail: int = 256,
     instruction: Tensor | None = None,
     rehearse: bool = False,
@@ -40,7 +41,8 @@ def compare(
 
     Args:
         ids: ``[1, tokens]``.
-        kept: fraction the memory aims at; None: its own choice.
+        kept: fraction that the memory keeps. budget: instead, tokens that it keeps, mean over heads and layers. With
+            neither it is its own choice.
         instruction: token ids ``[tokens]`` that come before the repetition in a rehearsal, see
             `namm.tasks.encode.to_repeat`; None: rules that need a rehearsal are left out.
         rehearse: with a rehearsal for all policies that look at one, else for those that need it.
@@ -59,7 +61,7 @@ def compare(
 
     full = measure(make_policy("full", None, memory))
     yield Comparison("full", full, 0.0)
-    own = measure(make_policy("namm", kept, memory))
+    own = measure(NAMMPolicy(memory, kept=kept, budget=budget))
     yield Comparison("namm", own, own.loss - full.loss)
     for name in [name for name, rule in BUDGETED.items() if instruction is not None or not rule.needs_rehearsal]:
         other = measure(make_policy(name, own.kept_fraction, memory))

@@ -11,7 +11,7 @@ Contexts go in under the policy, which forgets every `update_interval` tokens; c
 call, which is the same as after it, since what is decided at the end of a block changes nothing before it.
 
 Own arguments: ``pretrained`` (also an embedded name or a GGUF file), ``policy`` (``namm``, ``full`` or a hand-designed
-rule), ``memory``, and ``kept`` (for ``namm``) or ``budget`` (for the hand-designed rules), both fractions. Of those of
+rule), ``memory``, and ``kept`` (for ``namm``) or ``budget`` (for the hand-designed rules, also in tokens). Of those of
 lm_eval's ``hf`` model the ones in `SCORING` mean the same here, and what `HFLM` does not know goes to `load_model`.
 
 Tasks that generate their texts (ruler, babilong) load a tokenizer themselves, by the name in ``pretrained``; for an
@@ -114,9 +114,9 @@ def harness_policy(name: str, memory: str, kept: float | None, budget: float | N
     if name == "full" and (kept is not None or budget is not None):
         raise ValueError("policy=full keeps everything; leave out kept and budget")
     if name == "namm" and budget is not None:
-        raise ValueError("policy=namm takes kept=FRACTION, to aim at; budget is for the hand-designed rules")
+        raise ValueError("policy=namm takes kept=FRACTION; budget is for the hand-designed rules")
     if name != "namm" and kept is not None:
-        raise ValueError(f"policy={name} takes budget=FRACTION; kept is for policy=namm")
+        raise ValueError(f"policy={name} takes budget=FRACTION or tokens; kept is for policy=namm")
     if is_budgeted(name) and rule_of(name).needs_rehearsal:
         raise ValueError(f"policy={name} needs a rehearsal, which lm_eval leaves no room for; `namm eval` makes one")
     if name != "namm":

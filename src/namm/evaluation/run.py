@@ -14,7 +14,7 @@ from namm.evaluation.benchmarks.base import Question, Request, SkippedTaskError,
 from namm.evaluation.benchmarks.metrics import METRICS
 from namm.evaluation.replies import Prompt, Reply, reply
 from namm.memory import NAMM
-from namm.policies.names import check_policies, make_policy
+from namm.policies.names import budget_of, check_policies, make_policy
 from namm.support.extras import require
 from namm.support.fingerprints import fingerprint, model_fingerprint
 from namm.support.journal import Journal, Row
@@ -35,8 +35,9 @@ class EvalConfig:
         model: its name, as the user gave it.
         memory: likewise.
         policies: of `namm.policies.names.POLICIES`.
-        budgets: fractions to keep. The memory aims at each; what it really kept of a sample is what the hand-designed
-            rules may keep of that sample (without the memory among the policies: the fraction itself).
+        budgets: fractions to keep up to 1, numbers of tokens a head above. The memory keeps each; what it really kept
+            of a sample is what the hand-designed rules may keep of that sample (without the memory among the policies:
+            the budget itself).
         question_seen: decide what to keep after the question instead of before it.
         chat: put prompts into the model's chat template, but for those that are texts to go on with.
         window: tokens of prompt and answer at most, the middle of the context goes; None: the model's own.
@@ -58,9 +59,10 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check_policies(self.policies)
-        wrong = [budget for budget in self.budgets if not 0 < budget <= 1]
-        if wrong or not self.budgets or not self.policies:
-            raise ValueError(f"budgets are fractions in (0, 1], and there must be a policy: {self.budgets}")
+        for budget in self.budgets:
+            budget_of(budget)
+        if not self.budgets or not self.policies:
+            raise ValueError("an evaluation needs a budget and a policy")
         if self.batch < 1:
             raise ValueError(f"a batch has at least one prompt, not {self.batch}")
 

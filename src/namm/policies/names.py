@@ -36,19 +36,35 @@ def make_policy(name: str, budget: float | None, memory: NAMM) -> Policy:
     """A policy by its name; all decide at the memory's update interval, but those that need a rehearsal at their own.
 
     Args:
-        budget: fraction to keep. The memory aims at it (None: its own choice), a hand-designed rule meets it, the full
-            cache ignores it.
+        budget: see `budget_of`. The memory takes None for its own choice, the full cache ignores it.
 
     Raises:
-        ValueError: for a hand-designed rule without a fraction above 0 and at most 1.
+        ValueError: for a budget that is neither, or a hand-designed rule without one.
     """
     if name == "full":
         return Full()
     if name == "namm":
-        return NAMMPolicy(memory, kept=budget)
-    if not isinstance(budget, int | float) or not 0.0 < budget <= 1.0:
-        raise ValueError(f"policy {name!r} needs a budget, a fraction above 0 and at most 1, got {budget!r}")
-    return budgeted(name, float(budget), memory)
+        aim = None if budget is None else budget_of(budget)
+        return NAMMPolicy(memory, budget=aim) if isinstance(aim, int) else NAMMPolicy(memory, kept=aim)
+    if budget is None:
+        raise ValueError(f"policy {name!r} needs a budget: a fraction, or a number of tokens")
+    return budgeted(name, budget_of(budget), memory)
+
+
+def budget_of(given: float) -> float | int:
+    """A fraction (float) where the number is at most 1, or else a number (int) of tokens a head.
+
+    Raises:
+        ValueError: for anything but a fraction above 0 or a whole number.
+    """
+    if isinstance(given, (int, float)) and not isinstance(given, bool):
+        if 0 < given <= 1:
+            return float(given)
+        if 1 < given < float("inf") and given == int(given):
+            return int(given)
+    raise ValueError(
+        f"a budget is a fraction above 0 and at most 1, or a whole number of tokens above 1, not {given!r}"
+    )
 
 
 def budgeted(name: str, budget: float | int, memory: NAMM) -> BudgetPolicy:

@@ -98,7 +98,7 @@ def run_probe(
     """Read a passage under the memory and under the full cache, and find what the memory's decisions saved.
 
     Args:
-        kept: fraction aimed at. scored, recall: see `RefineConfig`.
+        kept: fraction, in every layer. scored, recall: see `RefineConfig`.
     """
     ids, interval = probe.ids.to(model.device), memory.config.update_interval
     inside = sorted(rng.sample(range(interval, probe.passage), min(scored, probe.passage - interval)))

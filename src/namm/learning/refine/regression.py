@@ -33,7 +33,7 @@ class RefineConfig:
         bounds: for each round the bound of advantages (see `advantage`). Rare tokens have the largest gains, and noise
             is as large: with 300 the memory learns to keep what may be asked for, with 100 what most of a text needs.
             Each round has its share of the passages.
-        fractions: aimed at while passages are read, anything between these two, so that the memory serves all sizes.
+        fractions: kept while passages are read, anything between these two, so that the memory serves all sizes.
         scored: tokens of a passage whose divergence is looked at.
         recall: weight of the mean divergence on answers and quotations (which most tokens do nothing for) beside that
             of a block of the passage.
