@@ -123,20 +123,23 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def watch(model, policy, clips: Clips, seed: int, frames: int) -> tuple[Row, np.ndarray]:
-    """One clip and one question; and the share of layers, heads and tokens that still hold each frame."""
+    """One clip, then one question; and the share of layers, heads and tokens that hold each frame when it is asked."""
     inputs, answers, starts = clips.batch((10**6, seed), 1, frames, 1)
     cache = namm.MemoryCache(model, policy)
+    seen, asked = inputs["input_ids"].split([1 + frames * PER_FRAME, 2], dim=1)
     with torch.inference_mode():
-        found = model.generate(**inputs, past_key_values=cache, max_new_tokens=1, do_sample=False)
+        model(seen, pixel_values_videos=inputs["pixel_values_videos"], past_key_values=cache, logits_to_keep=1)
+        cache.settle()
+        kept, positions = cache.stats().kept_fraction, cache.positions()
+        found = model(asked, past_key_values=cache, logits_to_keep=1).logits[0, -1].argmax()
     held = np.zeros(frames)
-    rows = [head.numpy() for layer in cache.positions() for head in layer[0]]
-    for positions in rows:
-        seen = positions[(positions >= 1) & (positions <= frames * PER_FRAME)]
-        np.add.at(held, (seen - 1) // PER_FRAME, 1 / (PER_FRAME * len(rows)))
+    rows = [head.numpy() for layer in positions for head in layer[0]]
+    for row in rows:
+        np.add.at(held, (row[row >= 1] - 1) // PER_FRAME, 1 / (PER_FRAME * len(rows)))
     since = np.arange(frames) - starts[0][np.searchsorted(starts[0], np.arange(frames), side="right") - 1]
     return {
-        "correct": bool(found[0, -1] == answers[0, 0]),
-        "kept": cache.stats().kept_fraction,
+        "correct": bool(found == answers[0, 0]),
+        "kept": kept,
         "news": held[since < NEWS].mean(),
         "others": held[since >= NEWS].mean(),
     }, held

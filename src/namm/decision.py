@@ -114,7 +114,10 @@ class DecisionAgent:
 
 @dataclass(frozen=True)
 class Episode:
-    """What came of one episode: the sum of its rewards, its steps, and the fraction of tokens kept at its end."""
+    """What came of one episode: the sum of its rewards, its steps, and the fraction of tokens kept at its end.
+
+    The tokens since the last decision are decided on at the end (`MemoryCache.settle`), so that budgets hold for all.
+    """
 
     reward: float
     steps: int
@@ -138,4 +141,5 @@ def run_episode(
         action = agent.act(state, reward).numpy()
         state, reward, terminated, truncated, _ = environment.step(action)
         total, count, done = total + float(reward), count + 1, terminated or truncated
+    agent.cache.settle()
     return Episode(total, count, agent.cache.stats().kept_fraction)
