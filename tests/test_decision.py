@@ -80,6 +80,14 @@ def test_an_episode_is_forgotten_on_the_way(model: DecisionTransformerModel, pol
     assert run_episode(Drift(), agent, seed=3, steps=7).steps == 7
 
 
+@pytest.mark.parametrize("steps", [20, 47])
+@pytest.mark.parametrize("kept", [0.5, 0.25])
+def test_a_budget_holds_at_the_end_of_an_episode(model: DecisionTransformerModel, kept: float, steps: int) -> None:
+    policy = NAMMPolicy(namm.NAMM(namm.NAMMConfig(update_interval=48)), kept=kept)
+    episode = run_episode(Drift(), DecisionAgent(model, policy, target=30.0), seed=3, steps=steps)
+    assert episode.kept_fraction == pytest.approx(kept, abs=0.02)
+
+
 def test_what_does_not_fit_is_named(model: DecisionTransformerModel) -> None:
     agent = DecisionAgent(model, Full(), target=1.0)
     with pytest.raises(ValueError, match=r"takes states \[5\], not \[4\]"):

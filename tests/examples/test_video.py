@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from namm import NAMM
+from namm.policies import Full, NAMMPolicy
+
 pytest.importorskip("sklearn", reason="scikit-learn, of the extra `video`, is missing")
 video = importlib.import_module("video")
 
@@ -56,6 +59,27 @@ def test_questions_have_their_own_answers(clips) -> None:
             scene = colours.tolist().index(asked[3 * question + 1] - video.COLOUR)
             assert answer == video.DIGIT + digits[scene]
             assert asked[3 * question + 2 : 3 * question + 3] in ([answer], [])
+
+
+def test_a_clip_is_decided_on_before_its_question_and_read_as_in_one_call(clips, memory: Path) -> None:
+    model = video.make_model().eval()
+    inputs, _, _ = clips.batch((10**6, 0), 1, 48, 1)
+    answers = inputs["input_ids"].new_tensor([[model(**inputs).logits[0, -1].argmax()]])
+    row, held = video.watch(model, Full(), Answered(clips, answers), 0, 48)
+    assert row["correct"] and row["kept"] == 1 and held == pytest.approx(np.ones(48))
+    row, held = video.watch(model, NAMMPolicy(NAMM.from_pretrained(memory), kept=0.25), clips, 0, 48)
+    assert row["kept"] == pytest.approx(0.25, abs=0.02) and held.mean() == pytest.approx(0.25, abs=0.02)
+
+
+class Answered:
+    """Clips with other answers."""
+
+    def __init__(self, clips, answers) -> None:
+        self.clips, self.answers = clips, answers
+
+    def batch(self, *arguments):
+        inputs, _, starts = self.clips.batch(*arguments)
+        return inputs, self.answers, starts
 
 
 @pytest.mark.fault("D25", siblings="every example printed its bars to standard output")
