@@ -75,7 +75,7 @@ MUTATIONS = [
     Mutation(
         "the newest token may go",
         "cache/row.py",
-        "            stays[-1] = True\n",
+        "            stays[-1:] = True\n",
         "",
         (CACHE_MUTANTS,),
     ),
@@ -315,7 +315,7 @@ MUTATIONS = [
     Mutation(
         "any attention makes a sink",
         "learning/refine/probe.py",
-        "max(SINK, SHARES / len(features))",
+        "max(SINK, SHARES / len(observed))",
         "SINK",
         (PROBE,),
     ),
@@ -369,9 +369,9 @@ MUTATIONS = [
         (ROLLOUT,),
     ),
     Mutation(
-        "a rollout's offset does not count",
+        "a rollout's threshold does not count",
         "learning/refine/rollout.py",
-        "scores + self.offset_at(head.seen)",
+        "self.margins(heads, scores, keep)",
         "scores",
         (ROLLOUT,),
     ),

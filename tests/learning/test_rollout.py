@@ -66,6 +66,25 @@ def test_a_rollout_forgets_exactly_as_the_cache_does(reader, dtype: torch.dtype)
             assert torch.equal(last.positions[last.kept], positions[: int(last.kept.sum())].long())
 
 
+@pytest.mark.parametrize("aim", [{"kept": 0.3}, {"offset": 0.02}])
+def test_scores_are_noted_relative_to_the_threshold(reader, aim: dict[str, float]) -> None:
+    """One threshold for the heads of a layer: whoever is above it stays, and whoever had to go is not."""
+    policy = RolloutPolicy(MEMORY, **aim)
+    ids = torch.randint(97, 122, (1, 120), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        reader(ids, past_key_values=RolloutCache(reader, policy))
+    assert policy.decisions
+    for layer in {one.layer for one in policy.decisions}:
+        for block in {one.block for one in policy.decisions}:
+            own = [one for one in policy.decisions if (one.layer, one.block) == (layer, block)]
+            assert all(bool(one.kept[one.scores > 0].all()) for one in own)
+            gone = torch.cat([one.scores[~one.kept] for one in own])
+            assert bool((gone <= 0).all())
+            if "kept" in aim:
+                assert float(gone.max()) == 0
+                assert sum(int(one.kept.sum()) for one in own) == round(0.3 * 32 * (block + 1) * len(own))
+
+
 def _middle_offset(model, ids: Tensor) -> float:
     """At which half of what the first update sees is kept."""
     policy = RolloutPolicy(MEMORY, offset=0.0)
