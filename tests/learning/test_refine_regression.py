@@ -86,11 +86,11 @@ def test_what_attention_rests_on_is_not_lowered() -> None:
     ]
     start = middling()
     features = start.features(examples(1)[0].observed.float(), AGES[:20])
-    fitted = fit(start, given, RefineConfig(steps=200, stride=0.2), 300.0)
+    fitted = fit(start, [given], RefineConfig(steps=200, stride=0.2), 300.0)
     moved = fitted.scores(features) - start.scores(features)
     assert float(moved[:2].min()) > -0.5, "with a hundred times the multiplier lost, it would have gone far"
     unsafe = [replace(example, scores=torch.full((20,), -2.0)) for example in given]
-    raised = fit(start, unsafe, RefineConfig(steps=200, stride=0.2), 300.0).scores(features) - start.scores(features)
+    raised = fit(start, [unsafe], RefineConfig(steps=200, stride=0.2), 300.0).scores(features) - start.scores(features)
     assert float(raised[:2].min()) > 1.0, "from two below the threshold to one above it"
 
 
@@ -116,7 +116,7 @@ def test_a_harmful_memory_has_no_multiplier() -> None:
 
 def test_fitting_raises_the_scores_of_what_gains() -> None:
     start = middling()
-    fitted = fit(start, examples(200), RefineConfig(steps=200, stride=0.2), 300.0)
+    fitted = fit(start, [examples(200)], RefineConfig(steps=200, stride=0.2), 300.0)
     features = torch.stack([start.features(example.observed.float(), AGES[:20]) for example in examples(30)])
     moved = fitted.scores(features) - start.scores(features)
     assert float(moved[:, 10:].mean() - moved[:, :10].mean()) > 0.1
@@ -125,7 +125,7 @@ def test_fitting_raises_the_scores_of_what_gains() -> None:
 @pytest.mark.parametrize("steps", [1, 2, 9, 19])
 def test_few_steps_are_taken_too(steps: int) -> None:
     done: list[int] = []
-    fit(middling(), examples(20), RefineConfig(steps=steps), 300.0, lambda step, loss: done.append(step))
+    fit(middling(), [examples(20)], RefineConfig(steps=steps), 300.0, lambda step, loss: done.append(step))
     assert done == list(range(1, steps + 1))
 
 

@@ -31,6 +31,7 @@ class MemoryLayer(CacheLayerMixin):
         seen_with_padding: tokens so far as transformers counts them.
         padding, loan: shared by all layers of a cache.
         rotary: how the model turns queries, for a policy that sees them.
+        every: of the last layer, all layers of the cache that forget; they are compared once it has attended.
         waits: blocks end by `settle` only, and nothing is decided before.
     """
 
@@ -42,12 +43,13 @@ class MemoryLayer(CacheLayerMixin):
     def __init__(self, index: int, policy: Policy, padding: Padding, loan: Loan, rotary: Rotary | None = None) -> None:
         super().__init__()
         self.index, self.policy, self.padding, self.loan, self.rotary = index, policy, padding, loan, rotary
+        self.every: list[MemoryLayer] = []
         self.reset()
 
     def reset(self) -> None:
         self.rows: list[Row] = []
         self.seen_with_padding = 0
-        self.waits = self.is_initialized = False
+        self.waits = self.is_initialized = self._decided = False
         self._handed: tuple[Tensor, Tensor] | None = None
         self._form: AttentionForm | None = None
         self.padding.reset()
@@ -146,8 +148,19 @@ class MemoryLayer(CacheLayerMixin):
                     new = queries[b][:, span], keys[b][:, span], values[b][:, span]
                     outputs[b][:, span] = row.advance(*new, form, self.waits)
                     done[b] = span.stop
+            self._decided |= any(row.due for row in self.rows)
             decide(self.policy, self.rows)
+        if self.every and self._decided and self.policy.trims:
+            self._compare()
         return outputs
+
+    def _compare(self) -> None:
+        """Have the heads of all layers decided on together; this is the last layer, and has decided on its own."""
+        self._decided = False
+        rows = [row for layer in self.every for row in layer.rows]
+        for row in rows:
+            row.trim()
+        decide(self.policy, rows)
 
     @torch.no_grad()
     def settle(self, rows: Sequence[int] | None = None) -> None:
@@ -189,7 +202,7 @@ class MemoryLayer(CacheLayerMixin):
 
 def decide(policy: Policy, rows: Sequence[Row]) -> None:
     """Ask a policy at once about all heads that are due, of rows of one or of all layers, and free what it lets go."""
-    due = [row for row in rows if row.due]
+    due = sorted((row for row in rows if row.due), key=lambda row: row.index)
     if not due:
         return
     heads = [head for row in due for head in row.due]

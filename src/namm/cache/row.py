@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from namm.cache.arithmetic import AttentionForm, attend, attend_exactly, log_normaliser, replay
@@ -27,7 +28,7 @@ class Row:
         store: the tokens kept. queries: what the policy has yet to see.
         seen: real tokens so far, which are also the positions; padding is neither stored nor counted.
         updated: `seen` at the last update.
-        trimmed: tokens since then that were there when the policy was last asked, which may have been later.
+        compared: tokens seen and tokens kept where the heads of all layers were last decided on together.
         due: heads to decide on.
         hid: a mask has hidden tokens of this row, so that the newest of them may be gone.
         rotary: how the model turns queries, for a policy that sees them.
@@ -40,7 +41,7 @@ class Row:
     queries: Queries
     seen: int = 0
     updated: int = 0
-    trimmed: int = 0
+    compared: tuple[int, int] | None = None
     due: list[Head] = field(default_factory=list)
     hid: bool = False
     rotary: Rotary | None = None
@@ -125,6 +126,13 @@ class Row:
             self.store.make_writable()
             self.due = [replace(self._head(h), undecided=self.fresh, whole=True) for h in range(self.store.heads)]
 
+    def trim(self) -> None:
+        """Have the heads decided on together with those of all layers, but for the tokens since the last update."""
+        if self.updated:
+            self.store.make_writable()
+            heads = [replace(self._head(h), seen=self.updated, new=0) for h in range(self.store.heads)]
+            self.due = [replace(head.first(head.tokens - self.fresh), whole=True) for head in heads]
+
     def note(self, column: str, newest: Tensor) -> None:
         """Write to a column of the policy's what the newest tokens have, ``[KV heads, tokens]``."""
         self.store.make_writable()
@@ -132,14 +140,19 @@ class Row:
             self.store.head(h)[column][-len(found) :] = found
 
     def keep(self, answers: Sequence[Tensor]) -> None:
-        """Forget what the policy let go of the `due` heads, ``[tokens]`` bool each; the newest token stays."""
+        """Forget what the policy let go of the `due` heads, ``[tokens]`` bool each.
+
+        The newest token stays, and so do those that were not asked about.
+        """
         indices = []
-        for answer in answers:
-            stays = answer.clone()
+        for answer, length in zip(answers, self.store.lengths, strict=True):
+            stays = F.pad(answer, (0, length - len(answer)), value=True)
             stays[-1:] = True
             indices.append(stays.nonzero().squeeze(-1))
         self.store.keep(indices)
-        self.due, self.trimmed = [], self.fresh
+        if self.due[0].whole:
+            self.compared = self.updated, sum(self.store.lengths) - self.store.heads * self.fresh
+        self.due = []
 
     def hide(self, positions: Tensor) -> None:
         """Forget tokens that a mask hides, as if they had never come: those after them move up.
@@ -158,9 +171,7 @@ class Row:
         for h, count in enumerate(counts):
             self.store.head(h)["positions"].sub_(count.int())
         self.queries.hide(positions, self.seen, self.updated)
-        asked = self.updated + self.trimmed
         self.updated -= int((positions < self.updated).sum())
-        self.trimmed = asked - int((positions < asked).sum()) - self.updated
         self.seen -= len(positions)
         self.hid = True
 
@@ -249,7 +260,7 @@ class Row:
     def _head(self, head: int) -> Head:
         """One head as a policy sees it between two layers."""
         columns = self.store.head(head)
-        return Head(self.layer, self.index, head, columns, self.seen, self.fresh, trimmed=self.trimmed, whole=False)
+        return Head(self.layer, self.index, head, columns, self.seen, self.fresh, compared=self.compared, whole=False)
 
     def _replay_carried(self, head: int, form: AttentionForm, record: Tensor) -> None:
         """Fill the first rows of the record with the attention of the previous block's last queries.

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from namm.cli.console import errors
-from namm.cli.options import Dtype
+from namm.cli.options import DEFAULT_MODEL, Dtype
 from namm.cli.progress import waiting
 
 if TYPE_CHECKING:
+    from namm.learning import Teacher
     from namm.memory import NAMM
     from namm.policies import Policy
     from namm.tasks import Document
@@ -110,6 +111,11 @@ def policy_from(
     if isinstance(tokens, float):
         raise ValueError("--budget is a number of tokens for namm; as a fraction give --kept")
     return NAMMPolicy(memory, offset, kept, tokens)
+
+
+def load_models(names: Sequence[str] | None, dtype: Dtype, device: str | None) -> list[Teacher]:
+    """The models to learn from, each with its tokenizer; the default one if none is named."""
+    return [load(name, dtype, device) for name in names or [DEFAULT_MODEL]]
 
 
 def sources_of(text: Sequence[Path] | None, train_split: bool, library: bool) -> list[list[Document]]:

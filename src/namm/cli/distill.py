@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 def distill(
     output: options.OutputArgument,
     text: options.TextOption = None,
-    model: options.ModelOption = options.DEFAULT_MODEL,
-    documents: Annotated[int, typer.Option(min=2, help="How many passages to read.")] = 24,
+    model: options.ModelsOption = None,
+    documents: Annotated[int, typer.Option(min=2, help="How many passages each model reads.")] = 24,
     lengths: Annotated[str, typer.Option(help="Their lengths in tokens, taken in turn.")] = "1792,2560",
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 1200,
     kept: Annotated[
@@ -38,18 +39,12 @@ def distill(
     """Learn a memory from any model's attention on any texts: minutes, no rollouts."""
     from namm.learning import DistillConfig, TrainConfig
     from namm.learning import distill as run
-    from namm.memory import NAMMConfig
+    from namm.memory import UNIVERSAL
     from namm.support.runs import check_output
 
-    check_output(output, inputs=[model, *(text or ())])
-    config = NAMMConfig(
-        hidden=hidden,
-        update_interval=update_interval,
-        ema=tuple(common.numbers(ema, float, "--ema")),
-        compression="log",
-        normalised=True,
-        state_dtype="bfloat16",
-    )
+    check_output(output, inputs=[*(model or ()), *(text or ())])
+    averages = tuple(common.numbers(ema, float, "--ema"))
+    config = replace(UNIVERSAL, hidden=hidden, update_interval=update_interval, ema=averages)
     settings = DistillConfig(
         lengths=tuple(common.numbers(lengths, int, "--lengths")),
         documents=documents,
@@ -57,14 +52,14 @@ def distill(
         facts=facts,
         training=TrainConfig(steps=steps, seed=seed, power=power),
     )
-    texts = [document for source in common.sources_of(text, train_split, library) for document in source]
-    network, tokenizer = common.load(model, dtype, device)
+    sources = common.sources_of(text, train_split, library)
+    models = common.load_models(model, dtype, device)
     with stages() as update:
 
         def progress(now: Progress) -> None:
             update(now.stage, now.done, now.total, now.note)
 
-        memory = run(network, tokenizer, texts, output, memory=config, settings=settings, progress=progress)
+        memory = run(models, sources, output, memory=config, settings=settings, progress=progress)
     if as_json:
         print_json({"memory": str(output), "parameters": memory.config.parameters, "kept": kept})
     else:

@@ -29,6 +29,10 @@ class Dtype(StrEnum):
     FLOAT32 = "float32"
 
 
+ModelsOption = Annotated[
+    list[str] | None,
+    typer.Option("--model", help="Embedded model, hub id, folder or .gguf file; repeat it to learn from several."),
+]
 ModelOption = Annotated[str, typer.Option("--model", help="Embedded model, hub id, local folder or .gguf file.")]
 MemoryOption = Annotated[str, typer.Option("--memory", help="Shipped memory, folder or hub id.")]
 KeptOption = Annotated[

@@ -19,7 +19,7 @@ def refine(
         options.DEFAULT_MEMORY
     ),
     text: options.TextOption = None,
-    model: options.ModelOption = options.DEFAULT_MODEL,
+    model: options.ModelsOption = None,
     documents: Annotated[int, typer.Option(min=2, help="How many passages to read, in all rounds.")] = 108,
     lengths: Annotated[str, typer.Option(help="Their lengths in tokens, taken in turn.")] = "1280,1024,2048",
     bounds: Annotated[
@@ -41,20 +41,19 @@ def refine(
     from namm.memory import NAMM, find_memory
     from namm.support.runs import check_output
 
-    check_output(output, inputs=[model, find_memory(start), *(text or ())])
+    check_output(output, inputs=[*(model or ()), find_memory(start), *(text or ())])
     limits = tuple(common.numbers(bounds, float, "--bounds"))
     settings = RefineConfig(bounds=limits, recall=recall, steps=steps, seed=seed)
     memory = NAMM.from_pretrained(start)
     sources = common.sources_of(text, train_split, library)
-    network, tokenizer = common.load(model, dtype, device)
+    models = common.load_models(model, dtype, device)
     with stages() as update:
 
         def progress(now: Progress) -> None:
             update(now.stage, now.done, now.total, now.note)
 
         refined = refine_memory(
-            network,
-            tokenizer,
+            models,
             memory,
             sources,
             output,

@@ -1,5 +1,6 @@
 """Weights by gradient: from recorded attention, then from what a memory's own decisions saved."""
 
+from namm.learning.card import Teacher
 from namm.learning.distil.record import Recording, record_document
 from namm.learning.distil.regression import TrainConfig, centre, train
 from namm.learning.distil.run import DistillConfig, distill
@@ -12,6 +13,7 @@ __all__ = [
     "Passage",
     "Recording",
     "RefineConfig",
+    "Teacher",
     "TrainConfig",
     "centre",
     "cut_passages",

@@ -68,6 +68,38 @@ def cut_passages(
     return passages
 
 
+def cut_evenly(
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[Sequence[Document]],
+    *,
+    lengths: Sequence[int],
+    count: int,
+    facts: int,
+    seed: int,
+) -> list[list[Passage]]:
+    """Passages from every source, about as many from each; the same for a seed.
+
+    Args:
+        count: of all passages, or a few more. lengths, facts: see `cut_passages`.
+
+    Raises:
+        ValueError: without sources, or if one has no document that is long enough.
+    """
+    if not sources:
+        raise ValueError("there are no documents to learn from: give at least one source")
+    return [
+        cut_passages(
+            tokenizer,
+            source,
+            lengths=lengths,
+            count=-(-count // len(sources)),
+            facts=facts,
+            rng=random.Random(f"{seed} passages {number}"),
+        )
+        for number, source in enumerate(sources)
+    ]
+
+
 def whole_intervals(lengths: Sequence[int], interval: int, least: int = 1) -> list[int]:
     """Lengths cut to whole update intervals, at least so many of them.
 

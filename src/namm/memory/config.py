@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -34,7 +35,9 @@ class NAMMConfig:
         reach: newer tokens that the backward attention looks at, at most; None: all, which takes quadratic time.
         normalised: subtract and divide by the fixed statistics stored beside the parameters.
         state_dtype: how a kept token's spectrogram is stored in the cache, ``"float32"`` or ``"bfloat16"``.
-        kept: the fraction of tokens that this memory keeps where its user names none; None: where the score is >= 0.
+        influence: power and shift of the scores of a distilled memory, ``power * log(influence) - shift``; see
+            `namm.memory.influence`.
+        kept: the fraction this memory keeps where its user names none; None: keep where the score is >= 0.
     """
 
     hidden: int = 32
@@ -51,11 +54,17 @@ class NAMMConfig:
     reach: int | None = None
     normalised: bool = False
     state_dtype: str = "float32"
+    influence: tuple[float, float] | None = None
     kept: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ema", tuple(self.ema))
         object.__setattr__(self, "bands", tuple((int(first), int(last)) for first, last in self.bands))
+        if self.influence is not None:
+            power, shift = (float(value) for value in self.influence)
+            if not (power > 0 and math.isfinite(power) and math.isfinite(shift)):
+                raise ValueError(f"influence must be a positive power and a shift, got {self.influence}")
+            object.__setattr__(self, "influence", (power, shift))
         if self.hidden < 1 or self.heads < 1 or self.hidden % self.heads:
             raise ValueError(f"heads ({self.heads}) must divide the hidden width ({self.hidden})")
         if self.update_interval < self.hop or self.update_interval % self.hop:
@@ -63,7 +72,7 @@ class NAMMConfig:
         if self.update_interval < self.spectrogram.carry:
             raise ValueError(f"update_interval {self.update_interval} must not be shorter than window - hop")
         if self.kept is not None and not 0.0 < self.kept <= 1.0:
-            raise ValueError(f"kept must be None or a fraction above 0 and at most 1, got {self.kept!r}")
+            raise ValueError(f"kept must be None or a fraction above 0 and at most 1, got {self.kept}")
         if self.reach is not None and self.reach < 0:
             raise ValueError(f"reach must be None or at least 0, got {self.reach}")
         if self.state_dtype not in ("float32", "bfloat16"):
@@ -103,3 +112,18 @@ class NAMMConfig:
         if unknown:
             raise ValueError(f"unknown keys in the memory's configuration: {', '.join(unknown)}")
         return cls(**{key: value for key, value in values.items() if key != "model_type"})
+
+
+UNIVERSAL = NAMMConfig(
+    update_interval=256,
+    ema=(0.99, 0.999),
+    compression="log",
+    bands=((0, 0), (1, 16)),
+    birth=True,
+    key_value=True,
+    standardised=True,
+    reach=256,
+    normalised=True,
+    state_dtype="bfloat16",
+)
+"""What a memory for every model sees: 28 bytes a token and head."""

@@ -33,7 +33,8 @@ class Head:
         new: how many of the last tokens came since the previous update.
         undecided: how many of the last tokens are not up for decision and stay: those too few for a block that
             `Policy.observe` has not been shown, in a `MemoryCache.settle` that only trims.
-        trimmed: how many of the new tokens were there already when the policy was last asked, in such a trim.
+        compared: when the heads of all layers were last decided on together: tokens seen then, and tokens that this
+            layer's heads kept; None: never.
         whole: the heads of all layers are decided on at this moment, as in `MemoryCache.settle`; while a model reads,
             only those of one layer are.
         attention: ``[carry + queries, tokens]``, rows from the oldest query to the newest, mean over the query heads
@@ -57,7 +58,7 @@ class Head:
     queries: Tensor | None = None
     rotary: Rotary | None = None
     undecided: int = 0
-    trimmed: int = 0
+    compared: tuple[int, int] | None = None
     whole: bool = True
 
     @property
@@ -96,7 +97,8 @@ class Policy:
         update_interval: tokens between two updates, counted for every row in real (not padding) tokens; None: never.
         queries: how many of the newest queries since the last update `observe` sees; 0: none, None: all of them.
         smallest_block: fewer tokens than this since the last update are not decided on, see `MemoryCache.settle`.
-        trims: `MemoryCache.settle` asks it about older tokens too, where none or too few came since the last update.
+        trims: since a layer alone may hold more than its share, it is asked about all layers together after every
+            forward pass in which a block ended, and in `MemoryCache.settle` even where too few tokens are new.
         carry: rows of attention of the *previous* block's last queries that come before them (zeros at the first).
         sees_queries: give `observe` the queries themselves as well; the model must have rotary positions.
         per_query_head: give `observe` the attention of every query head instead of their mean.
@@ -132,7 +134,8 @@ class Policy:
     def select(self, heads: Sequence[Head]) -> list[Tensor]:
         """Answer for all heads that are decided on at one moment; by default `keep` of each.
 
-        Those are the heads of one layer and all batch rows while a model reads, of all layers in `MemoryCache.settle`.
+        Those are the heads of one layer and all batch rows while a model reads, or of all layers: see `trims` and
+        `MemoryCache.settle`.
         """
         return [self.keep(head) for head in heads]
 

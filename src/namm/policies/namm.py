@@ -11,7 +11,9 @@ from torch import Tensor
 from namm.memory import NAMM
 from namm.memory.features import observe, observed
 from namm.policies.base import Head, Policy, check_budget, check_count, check_kept, tokens_of, tokens_within
-from namm.policies.pool import groups, pooled, refuse_nan, top
+from namm.policies.pool import groups, has_room, pooled, refuse_nan, top
+
+LEAST = 0.02  # of an even share, that every head keeps whatever its scores
 
 
 @dataclass
@@ -78,6 +80,8 @@ class NAMMPolicy(Policy):
 
     def select(self, heads: Sequence[Head]) -> list[Tensor]:
         """Raises ValueError for a score of NaN, which says nothing of its token."""
+        if self.trims and self.cap is None and has_room(heads, self._allowed):
+            return [torch.ones(head.tokens, dtype=torch.bool, device=head.positions.device) for head in heads]
         scores = self.score(heads)
         refuse_nan(heads, scores, "the memory", ", or the memory's weights are wild")
         keep = self.choose(heads, scores)
@@ -87,8 +91,8 @@ class NAMMPolicy(Policy):
     def choose(self, heads: Sequence[Head], scores: Sequence[Tensor]) -> list[Tensor]:
         """``[tokens]`` bool of each head, from the scores of its tokens."""
         limits = None if self.cap is None else [tokens_within(self.cap, head) for head in heads]
-        if (share := self.share) is not None:
-            return pooled(heads, scores, self.across, lambda head, seen: tokens_of(share, seen), lambda *_: 1, limits)
+        if self.share is not None:
+            return pooled(heads, scores, self.across, self._allowed, lambda *_: 1, limits, LEAST)
         keep = [own + (self.offset or 0.0) >= 0 for own in scores]
         for number, (own, stays) in enumerate(zip(scores, keep, strict=True)):
             stays[-1:] = True  # the newest stays in any case, and counts
@@ -115,6 +119,10 @@ class NAMMPolicy(Policy):
             for number in members:
                 found[number] = scores[number] - threshold
         return found
+
+    def _allowed(self, head: Head, seen: int) -> float:
+        assert self.share is not None
+        return tokens_of(self.share, seen)
 
     def _score(self, head: Head) -> Tensor:
         scores = torch.zeros(head.tokens, device=head.positions.device)

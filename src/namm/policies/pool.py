@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 ACROSS = ("head", "layer", "model")
 SAFEGUARD = 0.2  # of its even share is a head's whatever the others' scores, as in AdaKV
-SLACK = 1.25  # times its even share a layer may hold while a model reads and only one layer is known at a time
+SLACK = 2.5  # even shares of what came since all layers were compared, that a layer may hold until they are again
+ROOM = 512  # tokens a head that it may hold more in any case
 
 
 def top(scores: Tensor, count: int, recent: int = 0) -> Tensor:
@@ -90,8 +91,10 @@ def pooled(
     answers: dict[int, Tensor] = {}
     for members in groups(heads, across):
         own = [heads[number] for number in members]
-        ratio = 1.0 if across == "layer" or own[0].whole else held_ratio(own, allowed)
-        shares = [ratio * allowed(head, head.seen) for head in own]
+        if across == "layer" or own[0].whole:
+            shares = [allowed(head, head.seen) for head in own]
+        else:
+            shares = [share_alone(head, len(own), allowed) for head in own]
         places = [max(1, int(share)) for share in shares]  # no more than there are in all
         certain = [
             max(1, head.undecided, min(recent(head, count), count)) for head, count in zip(own, places, strict=True)
@@ -115,20 +118,26 @@ def groups(heads: Sequence[Head], across: str) -> list[list[int]]:
     return list(found.values())
 
 
-def held_ratio(heads: Sequence[Head], allowed: Callable[[Head, int], float]) -> float:
-    """What one layer held after its last decision, relative to its even share of the model's budget then.
+def share_alone(head: Head, heads: int, allowed: Callable[[Head, int], float]) -> float:
+    """Tokens that one of so many heads of a layer may hold, in the mean, until all layers are compared.
 
-    It is `SLACK` where no decision was made, where less than half of the tokens had been seen, for what a short
-    beginning asked for says little, and where nothing had to go yet.
+    Layers need very different numbers of tokens, and which need more is known only when all have been compared. Until
+    then a layer has the share that it was given the last time, and of what has come since `SLACK` even shares, or all
+    of it where that is no more than `ROOM`.
     """
-    head = heads[0]
-    since = head.new - head.trimmed
-    then = head.seen - since
-    held = sum(head.tokens - since for head in heads)
-    share = sum(allowed(head, then) for head in heads)
-    if 2 * then < head.seen or share == 0 or (held == then * len(heads) and held < share):
-        return SLACK
-    return held / share
+    before, kept = head.compared or (0, 0)
+    even = allowed(head, head.seen)
+    earlier = allowed(head, before) if before else 0.0
+    own = kept / heads * even / earlier if earlier else 0.0
+    return own + max(SLACK * (even - earlier), min(ROOM, head.seen - before))
+
+
+def has_room(heads: Sequence[Head], allowed: Callable[[Head, int], float]) -> bool:
+    """Whether no layer of these has to decide before all layers are compared."""
+    rows = [[heads[number] for number in members] for members in groups(heads, "layer")]
+    return not heads[0].whole and all(
+        sum(head.tokens for head in own) <= len(own) * share_alone(own[0], len(own), allowed) for own in rows
+    )
 
 
 def refuse_nan(heads: Sequence[Head], scores: Sequence[Tensor], judge: str, reason: str) -> None:

@@ -14,12 +14,10 @@ from transformers import PreTrainedModel
 from namm.cache import MemoryCache
 from namm.memory import NAMMConfig
 from namm.memory.features import observe, observed
+from namm.memory.influence import EVERY, influence
 from namm.policies import NAMMPolicy, Policy
 from namm.policies.base import Head
 from namm.support.tensors import mean_of
-
-EVERY = 2  # of the queries is asked for influence, which costs as much as the attention itself
-MINIMUM_REST = 0.01  # attention left for others, below which a token is simply needed
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,8 @@ class Recorder(Policy):
         if head.seen > self.document:
             return
         observe(head.columns, mean_of(head.attention), head.new, self.config)
-        found = observed(head.columns, self.config)
         if head.seen <= self.document - self.horizon and self.rng.random() < self.share:
+            found = observed(head.columns, self.config)
             updates, positions = head.seen // self.config.update_interval, head.positions.cpu().clone()
             self.seen.append((head.layer, head.index, updates, positions, found.to("cpu", torch.float16)))
 
@@ -99,29 +97,6 @@ class Recorder(Policy):
             largest = torch.stack(received[layer, head][updates:]).amax(0)
             found.append(Recording(seen, positions[-1] - positions, largest[positions.long()]))
         return found
-
-
-def influence(attention: Tensor, values: Tensor, tokens: int) -> Tensor:
-    """How much the outputs of some queries would change if one of the first `tokens` tokens were not there.
-
-    Without token t, the output of a query that pays it the attention a is ``o + a / (1 - a) * (o - v_t)`` exactly, so
-    the squared change relative to the output is ``(a / (1 - a))^2 * |o - v_t|^2 / |o|^2``. Attention alone would not
-    do: a token whose value is like the output may go unnoticed, and an attention sink, which has hardly any value, may
-    not.
-
-    Args:
-        attention: ``[group, queries, all tokens]``. values: ``[all tokens, width]``.
-
-    Returns:
-        ``[tokens]`` float32: the root of the sum over all queries.
-    """
-    attention, values = attention.flatten(0, 1).float(), values.float()
-    output = attention @ values
-    energy = output.square().sum(-1, keepdim=True)
-    attention, values = attention[:, :tokens], values[:tokens]
-    distance = torch.addmm(values.square().sum(-1) + energy, output, values.T, alpha=-2).clamp_min_(0)
-    change = (attention / (1 - attention).clamp_min(MINIMUM_REST)).square_() * distance
-    return (change / energy.clamp_min(1e-12)).sum(0).sqrt()
 
 
 @torch.inference_mode()

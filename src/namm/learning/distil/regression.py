@@ -14,9 +14,8 @@ from namm.learning.descent import Training, draw, padded
 from namm.learning.distil.record import Recording
 from namm.memory import NAMM, NAMMConfig
 from namm.memory.features import within_head
+from namm.memory.influence import FLOOR, score_of
 from namm.memory.network import initial_parameters
-
-FLOOR = 1e-5  # influence below this is nothing
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,12 @@ def influence_loss(scores: Tensor, influence: Tensor, power: float) -> Tensor:
     the expected logarithm, which hardly counts the small chance that a token is needed badly: names and numbers go.
     Large powers keep little else. Measured between: 0.5 and 1 cost about the same in retrieval, 0.5 less in loss.
     """
-    target = power * (influence.float() + FLOOR).log()
+    target = score_of(influence, power, 0.0)
     return (target - scores).clamp_max(8.0).exp() + scores - target
 
 
 def train(
-    recordings: Sequence[Recording],
+    recordings: Sequence[Sequence[Recording]],
     config: NAMMConfig,
     training: TrainConfig,
     *,
@@ -67,27 +66,29 @@ def train(
     Deterministic for its arguments on one machine, also when it was interrupted and resumed.
 
     Args:
-        recordings: at least one.
+        recordings: of each model, at least one; the models are drawn from alike, however many they have.
         checkpoint: where to save the state of training every so often, and to resume from.
         progress: called with the steps done and the running loss.
 
     Raises:
         ValueError: without recordings, or if the loss is not finite.
     """
+    recordings = [own for own in recordings if own]
     if not recordings:
         raise ValueError("nothing was recorded to train on: the documents are shorter than one update interval")
+    every = [recording for own in recordings for recording in own]
     start = initial_parameters(config.features, config.hidden, torch.Generator().manual_seed(training.seed))
-    memory = NAMM(config, start, *_statistics(recordings, config))
-    typical = torch.stack([recording.influence.float().mean() for recording in recordings]).mean()
+    memory = NAMM(config, start, *_statistics(every, config))
+    typical = torch.stack([recording.influence.float().mean() for recording in every]).mean()
     memory.flat[-1] = training.power * typical.add(FLOOR).log()
-    ordered = sorted(recordings, key=lambda recording: len(recording.ages))
+    ordered = [sorted(own, key=lambda recording: len(recording.ages)) for own in recordings]
     state = Training(memory.flat, training.learning_rate, training.steps, checkpoint)
     for step in state.left():
-        batch = draw(ordered, training.batch, random.Random(f"{training.seed} {step}"))
+        rng = random.Random(f"{training.seed} {step}")
+        batch = draw(rng.choice(ordered), training.batch, rng)
         loss = _batch_loss(memory, state.flat, batch, training.power)
         progress(step + 1, state.step(loss, training.clip))
-    memory.load_flat_parameters(state.flat.detach())
-    return memory
+    return replace(memory, config=replace(config, influence=(training.power, 0.0)), flat=state.flat.detach())
 
 
 def _batch_loss(memory: NAMM, flat: Tensor, batch: Sequence[Recording], power: float) -> Tensor:
@@ -117,6 +118,7 @@ def centre(memory: NAMM, recordings: Sequence[Recording], kept: float) -> NAMM:
     """The memory with its score shifted so that it would keep about `kept` of the recorded tokens at offset 0."""
     some = recordings[:: max(1, len(recordings) // 300)]
     scores = torch.cat([memory.scores(memory.features(one.observed.float(), one.ages)) for one in some])
-    flat = memory.flat_parameters()
-    flat[-1] -= scores[:: 1 + len(scores) // 10**7].quantile(1 - kept)  # torch's limit
-    return replace(memory, flat=flat)
+    shift = float(scores[:: 1 + len(scores) // 10**7].quantile(1 - kept))  # torch's limit
+    flat, (power, before) = memory.flat_parameters(), memory.config.influence or (0.0, 0.0)
+    flat[-1] -= shift
+    return replace(memory, config=replace(memory.config, influence=(power, before + shift)), flat=flat)

@@ -118,7 +118,7 @@ def _decided(example: Example) -> Tensor:
 
 def fit(
     memory: NAMM,
-    examples: Sequence[Example],
+    examples: Sequence[Sequence[Example]],
     settings: RefineConfig,
     bound: float,
     progress: Callable[[int, float], None] = lambda step, loss: None,
@@ -129,14 +129,16 @@ def fit(
     Deterministic for its arguments on one machine, also when it was interrupted and resumed.
 
     Args:
+        examples: of each model; the models are drawn from alike, each at a multiplier of its own.
         bound: of advantages. progress: called with the steps done and the running loss.
         checkpoint: where to save the state of training every so often, and to resume from.
     """
-    multiplier = find_multiplier(examples, bound)
-    ordered = sorted(examples, key=lambda example: len(example.scores))
+    ordered = [(sorted(own, key=lambda example: len(example.scores)), find_multiplier(own, bound)) for own in examples]
     training = Training(memory.flat, settings.learning_rate, settings.steps, checkpoint)
     for step in training.left():
-        batch = draw(ordered, settings.batch, random.Random(f"{settings.seed} fit {step}"))
+        rng = random.Random(f"{settings.seed} fit {step}")
+        own, multiplier = rng.choice(ordered)
+        batch = draw(own, settings.batch, rng)
         features = padded([memory.features(example.observed.float(), example.ages) for example in batch])
         wanted = padded([moves(example, multiplier, bound, settings.stride) for example in batch])
         weight = padded([weights(example) for example in batch]) / len(batch)
