@@ -48,7 +48,7 @@ def texts(
 def main() -> None:
     options = parser(__doc__, "budgets", model=False)
     options.add_argument("--models", nargs="+", default=["smollm2-135m"], help="as --model of the other benchmarks")
-    options.add_argument("--memory", default="smollm2-135m", help="shipped name, folder or hub id")
+    options.add_argument("--memory", default="universal", help="shipped name, folder or hub id")
     options.add_argument("--device", help="where the models run, for example cuda")
     options.add_argument("--text", type=Path, nargs="+", help="files or folders in place of the packaged texts")
     options.add_argument("--texts", type=int, default=100)

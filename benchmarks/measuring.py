@@ -42,7 +42,7 @@ def parser(description: str | None, name: str, model: bool = True) -> argparse.A
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if model:
         made.add_argument("--model", default="smollm2-135m", help="shipped name, hub id, folder or .gguf file")
-        made.add_argument("--memory", default="smollm2-135m", help="shipped name, folder or hub id")
+        made.add_argument("--memory", default="universal", help="shipped name, folder or hub id")
         made.add_argument("--device", help="where the model runs, for example cuda")
     made.add_argument("--quick", action="store_true", help="little of everything, to see that it works")
     made.add_argument("--json", type=Path, default=RESULTS / f"{name}.json", help="file to write (%(default)s)")
@@ -82,8 +82,8 @@ class Setup:
 
     def policy(self, name: str, budget: float | None) -> tuple[Policy, Tensor | None]:
         """A policy, and what rehearses it (see `namm.tasks.answering.read`) where it needs that or is to have it."""
-        policy = make_policy(name, budget, self.memory)
-        return policy, to_repeat(self.tokenizer) if self.rehearse or policy.needs_rehearsal else None
+        policy = make_policy(name, budget, self.memory, self.rehearse)
+        return policy, to_repeat(self.tokenizer) if policy.needs_rehearsal else None
 
 
 def load(arguments: argparse.Namespace) -> Setup:

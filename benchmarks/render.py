@@ -30,7 +30,7 @@ from tables import (
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-CARD = ROOT / "src" / "namm" / "memories" / "smollm2-135m" / "README.md"
+CARD = ROOT / "src" / "namm" / "memories" / "universal" / "README.md"
 Row = dict[str, Any]
 
 
@@ -181,7 +181,7 @@ def documents() -> dict[Path, str]:
     """Every file that is written, with its text."""
     found = measured("loss")
     assert found is not None, "benchmarks/results/loss.json is missing: python benchmarks/loss.py"
-    short = loss_table(found, ("namm", "h2o", "snapkv", "streaming"), wins=False)
+    short = loss_table(found, ("namm", "kvzip", "h2o", "ada-snapkv", "streaming"), wins=False)
     pages = {ROOT / "docs" / "results.md": page()}
     return pages | {path: between_marks(path, "loss", short) for path in (ROOT / "README.md", CARD)}
 

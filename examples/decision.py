@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--model", help="a folder or hub id in place of what was trained in OUT")
     parser.add_argument("--statistics", type=Path, help="of that model's states, and its target")
-    parser.add_argument("--memory", default="smollm2-135m")
+    parser.add_argument("--memory", default="universal")
     parser.add_argument("--kept", type=float, nargs="+", default=[0.5, 0.25, 0.125], help="fractions aimed at")
     arguments = parser.parse_args()
     if arguments.action == "evaluate" and not (arguments.statistics or arguments.output / "statistics.json").exists():

@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=2000)
     parser.add_argument("--frames", type=int, default=256)
     parser.add_argument("--clips", type=int, default=200)
-    parser.add_argument("--memory", default="smollm2-135m")
+    parser.add_argument("--memory", default="universal")
     parser.add_argument("--kept", type=float, nargs="+", default=[0.5, 0.25, 0.125], help="fractions aimed at")
     arguments = parser.parse_args()
     if arguments.frames < SCENES:

@@ -12,7 +12,7 @@ from namm import NAMM, MemoryCache, ModelNotFoundError, NAMMConfig, UnsupportedM
 from namm.planning import packaged_configs, plan, read_config
 from namm.policies import Full, NAMMPolicy
 
-SHIPPED = NAMM.from_pretrained("smollm2-135m").config
+SHIPPED = NAMM.from_pretrained("universal").config
 GIB = 2**30
 
 

@@ -81,7 +81,7 @@ def test_the_shipped_memory_forgets_and_the_text_goes_on(real) -> None:
 
     model, tokenizer = real
     ids = prompt(tokenizer, 1100)
-    cache = MemoryCache(model, NAMMPolicy(NAMM.from_pretrained("smollm2-135m")))
+    cache = MemoryCache(model, NAMMPolicy(NAMM.from_pretrained("universal")))
     with torch.inference_mode():
         output = model(ids, past_key_values=cache).logits
     cache.check()

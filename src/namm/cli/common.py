@@ -91,6 +91,7 @@ def policy_from(
     kept: float | None = None,
     offset: float | None = None,
     budget: float | None = None,
+    rehearse: bool = False,
 ) -> Policy:
     """A policy from a command's options.
 
@@ -110,7 +111,7 @@ def policy_from(
     tokens = None if budget is None else budget_of(budget)
     if isinstance(tokens, float):
         raise ValueError("--budget is a number of tokens for namm; as a fraction give --kept")
-    return NAMMPolicy(memory, offset, kept, tokens)
+    return NAMMPolicy(memory, offset, kept, tokens, rehearsed=rehearse)
 
 
 def load_models(names: Sequence[str] | None, dtype: Dtype, device: str | None) -> list[Teacher]:

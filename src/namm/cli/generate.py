@@ -51,7 +51,8 @@ def generate(
     from namm.memory import NAMM
     from namm.tasks.encode import to_repeat
 
-    rule = common.policy_from(policy, NAMM.from_pretrained(memory), kept=kept, offset=offset, budget=budget)
+    own = NAMM.from_pretrained(memory)
+    rule = common.policy_from(policy, own, kept=kept, offset=offset, budget=budget, rehearse=rehearse)
     network, tokenizer = common.load(model, dtype, device)
     ids = encode_prompt(tokenizer, [text, prompt], question, raw=raw).to(network.device)
     streamer = None if as_json else TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-DEFAULT_MODEL = DEFAULT_MEMORY = "smollm2-135m"
+DEFAULT_MODEL, DEFAULT_MEMORY = "smollm2-135m", "universal"
 POLICIES = ("full", "namm", "streaming", "h2o", "l2", "tova", "snapkv", "keydiff", "expected", "kvzip", "random")
 PRESETS = ("cpu-demo", "cpu", "gpu")
 CONFIGS = ("gemma3-270m", "meta-llama-3-70b", "meta-llama-3-8b", "smollm2-135m")

@@ -61,7 +61,7 @@ def compare(
 
     full = measure(make_policy("full", None, memory))
     yield Comparison("full", full, 0.0)
-    own = measure(NAMMPolicy(memory, kept=kept, budget=budget))
+    own = measure(NAMMPolicy(memory, kept=kept, budget=budget, rehearsed=rehearse))
     yield Comparison("namm", own, own.loss - full.loss)
     for name in [name for name, rule in BUDGETED.items() if instruction is not None or not rule.needs_rehearsal]:
         other = measure(make_policy(name, own.kept_fraction, memory))

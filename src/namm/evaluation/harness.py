@@ -63,7 +63,7 @@ class HarnessModel(HFLM):
     def __init__(
         self,
         pretrained: str = "smollm2-135m",
-        memory: str = "smollm2-135m",
+        memory: str = "universal",
         policy: str = "namm",
         kept: float | None = None,
         budget: float | None = None,

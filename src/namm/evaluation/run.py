@@ -166,7 +166,7 @@ class Evaluation:
             self.model,
             self.tokenizer,
             prompts,
-            make_policy(policy, budget, self.memory),
+            make_policy(policy, budget, self.memory, self.config.rehearse),
             new_tokens=self._new_tokens(task),
             question_seen=self.config.question_seen,
             rehearse=self.config.rehearse,

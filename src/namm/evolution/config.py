@@ -70,7 +70,7 @@ class EvolveConfig:
     stages: tuple[Stage, ...]
     model: str = "smollm2-135m"
     dtype: str = "auto"
-    start: str = "smollm2-135m-distilled"
+    start: str = "universal"
     parameters: str = "all"
     strategy: str = "cma"
     population: int = 32

@@ -115,7 +115,7 @@ class Policy:
     per_query_head: bool = False
     sees_queries: bool = False
     state: Mapping[str, Column] = {}
-    needs_rehearsal: ClassVar[bool] = False
+    needs_rehearsal: bool = False
     name: ClassVar[str] = "policy"
 
     @property

@@ -32,11 +32,12 @@ def rule_of(name: str) -> type[BudgetPolicy]:
     return BUDGETED[name.removeprefix(ADA)]
 
 
-def make_policy(name: str, budget: float | None, memory: NAMM) -> Policy:
+def make_policy(name: str, budget: float | None, memory: NAMM, rehearse: bool = False) -> Policy:
     """A policy by its name; all decide at the memory's update interval, but those that need a rehearsal at their own.
 
     Args:
         budget: see `budget_of`. The memory takes None for its own choice, the full cache ignores it.
+        rehearse: the memory looks at a rehearsal, and needs one then.
 
     Raises:
         ValueError: for a budget that is neither, or a hand-designed rule without one.
@@ -45,7 +46,8 @@ def make_policy(name: str, budget: float | None, memory: NAMM) -> Policy:
         return Full()
     if name == "namm":
         aim = None if budget is None else budget_of(budget)
-        return NAMMPolicy(memory, budget=aim) if isinstance(aim, int) else NAMMPolicy(memory, kept=aim)
+        options: dict[str, Any] = {"budget": aim} if isinstance(aim, int) else {"kept": aim}
+        return NAMMPolicy(memory, **options, rehearsed=rehearse)
     if budget is None:
         raise ValueError(f"policy {name!r} needs a budget: a fraction, or a number of tokens")
     return budgeted(name, budget_of(budget), memory)

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from namm.memory import NAMM
 from namm.memory.features import observe, observed
-from namm.policies.base import Head, Policy, check_budget, check_count, check_kept, tokens_of, tokens_within
+from namm.memory.influence import MINIMUM_REST, score_of
+from namm.policies.base import REHEARSED, Head, Policy, check_budget, check_count, check_kept, tokens_of, tokens_within
 from namm.policies.pool import groups, has_room, pooled, refuse_nan, top
+from namm.support.tensors import Column
 
 LEAST = 0.02  # of an even share, that every head keeps whatever its scores
 
@@ -31,6 +33,8 @@ class NAMMPolicy(Policy):
             own ``config.kept`` counts, and without that an offset of 0.
         budget: tokens that stay, mean over heads and layers.
         cap: at most this many tokens a head (int) or this fraction of the tokens seen (float), the best by score.
+        rehearsed: look at a rehearsal too (`MemoryCache.rehearse`): the score of a token is then at least that of an
+            influence as large as the largest share of attention that a repetition paid it. 2 bytes a token and head.
     """
 
     name = "namm"
@@ -40,6 +44,7 @@ class NAMMPolicy(Policy):
     kept: float | None = None
     budget: int | None = None
     cap: float | int | None = None
+    rehearsed: bool = False
 
     def __post_init__(self) -> None:
         config = self.memory.config
@@ -63,6 +68,11 @@ class NAMMPolicy(Policy):
         self.carry = config.spectrogram.carry
         self.smallest_block = max(config.spectrogram.hop, self.carry)
         self.state = config.state
+        if self.rehearsed:
+            if config.influence is None:
+                raise ValueError("only a distilled memory knows what influence scores mean, which rehearsal needs")
+            self.needs_rehearsal = True
+            self.state = self.state | {REHEARSED: Column((), torch.float16)}
 
     def observe(self, head: Head) -> None:
         """Carries the state on."""
@@ -130,6 +140,11 @@ class NAMMPolicy(Policy):
         if decided := head.tokens - head.undecided:
             features = self.features(head.first(decided))
             scores[:decided] = self._memory_on(scores.device).scores(features)
+        if self.rehearsed and self.memory.config.influence is not None:
+            # without a token that is paid a, an output changes by a / (1 - a) of how far it is from the token's value
+            paid = head.columns[REHEARSED].float()
+            known = score_of(paid / (1 - paid).clamp_min(MINIMUM_REST), *self.memory.config.influence)
+            scores = torch.where(paid > 0, torch.maximum(scores, known), scores)
         return scores
 
     def _memory_on(self, device: torch.device) -> NAMM:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from namm.policies.base import Policy
 
+PIECE = 512  # tokens fed at once to a policy that compares layers after every pass
+
 
 @dataclass(frozen=True, eq=False)
 class Reading:
@@ -126,7 +128,9 @@ def read(
             model(ids[:, :shared], past_key_values=cache, logits_to_keep=1)
             cache.batch_repeat_interleave(rows)
         rest = rest[:, shared:]
-    logits = model(rest, past_key_values=cache, logits_to_keep=1, **options).logits[:, -1]
+    whole_text = not policy.trims or bool(options) or rows > 1  # else in pieces, so that little lies on top of a budget
+    for piece in [rest] if whole_text else rest.split(PIECE, dim=1):
+        logits = model(piece, past_key_values=cache, logits_to_keep=1, **options).logits[:, -1]
     cache.settle()
     whole, seen = (part.expand(len(rest), -1) for part in (ids, mask))
     return Reading(model, cache, whole, seen, pad, logits, cache.stats())
