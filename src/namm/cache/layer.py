@@ -202,7 +202,7 @@ class MemoryLayer(CacheLayerMixin):
 
 def decide(policy: Policy, rows: Sequence[Row]) -> None:
     """Ask a policy at once about all heads that are due, of rows of one or of all layers, and free what it lets go."""
-    due = sorted((row for row in rows if row.due), key=lambda row: row.index)
+    due = [row for row in rows if row.due]
     if not due:
         return
     heads = [head for row in due for head in row.due]
