@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
 
-from namm import MemoryCache
-from namm.policies import Full, KVzip, Policy
+from namm import NAMM, MemoryCache, NAMMConfig
+from namm.policies import Full, KVzip, NAMMPolicy, Policy
 from namm.policies.base import REHEARSED
 from namm.support.tensors import Column
 
@@ -229,3 +229,57 @@ def test_kvzip_forgets_on_the_way_and_after(wild: PreTrainedModel, ids: Tensor) 
 def test_kvzip_says_that_it_needs_a_rehearsal(wild: PreTrainedModel, ids: Tensor) -> None:
     with pytest.raises(ValueError, match="KVzip decides by a rehearsal"):
         wild(ids, past_key_values=MemoryCache(wild, KVzip(update_interval=64)))
+
+
+DISTILLED = NAMM(NAMMConfig(update_interval=INTERVAL, hidden=8, influence=(0.7, -3.0)))
+
+
+def test_a_memory_counts_what_a_repetition_looked_up(wild: PreTrainedModel, ids: Tensor) -> None:
+    """The score is that of the network, or of the influence that was seen, whichever is larger."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    class Guessing(NAMMPolicy):
+        guess = 0.0
+
+        def score(self, heads):
+            return [self._with_rehearsal(head, torch.full((head.tokens,), self.guess)) for head in heads]
+
+        def note(self, heads, scores, keep):
+            for head, own in zip(heads, scores, strict=True):
+                paid = head.columns[REHEARSED].double()
+                known = 0.7 * (paid / (1 - paid).clamp_min(0.01) + 1e-5).log() + 3.0
+                seen.append((own.double(), known))
+
+    policy = Guessing(DISTILLED, offset=0.0, rehearsed=True)
+    assert policy.rehearses and policy.needs_rehearsal
+    for guess in (-1e6, 1e6, 0.5):
+        policy.guess = guess
+        MemoryCache(wild, policy).rehearse(ids[:, :INTERVAL], INSTRUCTION)
+        assert len(seen) == 4
+        for own, known in seen:
+            torch.testing.assert_close(own, known.clamp_min(guess), rtol=1e-3, atol=1e-3)
+        seen.clear()
+    with torch.inference_mode():  # what was never rehearsed is as the network has it
+        wild(ids[:, :INTERVAL], past_key_values=MemoryCache(wild, policy))
+    assert len(seen) == 4 and all((own == 0.5).all() for own, _ in seen)
+
+
+def test_a_rehearsal_changes_what_a_memory_keeps_and_holds_its_budget(wild: PreTrainedModel, ids: Tensor) -> None:
+    held = []
+    for rehearsed in (False, True):
+        cache = MemoryCache(wild, NAMMPolicy(DISTILLED, kept=0.25, rehearsed=rehearsed))
+        if rehearsed:
+            cache.rehearse(ids, INSTRUCTION)
+        else:
+            with torch.inference_mode():
+                wild(ids, past_key_values=cache)
+            cache.settle()
+        cache.check()
+        assert cache.stats().kept_fraction == pytest.approx(0.25, abs=0.005)
+        held.append([positions for layer in cache.positions() for positions in layer[0]])
+    assert any(len(a) != len(b) or not torch.equal(a, b) for a, b in zip(*held, strict=True))
+
+
+def test_a_memory_that_was_not_distilled_can_not_rehearse() -> None:
+    with pytest.raises(ValueError, match="only a distilled memory"):
+        NAMMPolicy(NAMM(NAMMConfig()), rehearsed=True)

@@ -140,12 +140,16 @@ class NAMMPolicy(Policy):
         if decided := head.tokens - head.undecided:
             features = self.features(head.first(decided))
             scores[:decided] = self._memory_on(scores.device).scores(features)
-        if self.rehearsed and self.memory.config.influence is not None:
-            # without a token that is paid a, an output changes by a / (1 - a) of how far it is from the token's value
-            paid = head.columns[REHEARSED].float()
-            known = score_of(paid / (1 - paid).clamp_min(MINIMUM_REST), *self.memory.config.influence)
-            scores = torch.where(paid > 0, torch.maximum(scores, known), scores)
-        return scores
+        return self._with_rehearsal(head, scores)
+
+    def _with_rehearsal(self, head: Head, scores: Tensor) -> Tensor:
+        """Scores ``[tokens]``, at least those of the influence that was seen of tokens in a rehearsal."""
+        if not self.rehearsed or self.memory.config.influence is None:
+            return scores
+        # without a token that is paid a, an output changes by a / (1 - a) of how far it is from the token's value
+        paid = head.columns[REHEARSED].float()
+        known = score_of(paid / (1 - paid).clamp_min(MINIMUM_REST), *self.memory.config.influence)
+        return torch.where(paid > 0, torch.maximum(scores, known), scores)
 
     def _memory_on(self, device: torch.device) -> NAMM:
         """The memory on a layer's device; a model may be spread over several, and parameters may be replaced."""
