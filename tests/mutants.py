@@ -172,20 +172,6 @@ MUTATIONS = [
         ("tests/policies/test_pool.py",),
     ),
     Mutation(
-        "what was trimmed counts as new",
-        "policies/pool.py",
-        "since = head.new - head.trimmed",
-        "since = head.new",
-        ("tests/cache/test_budgets.py",),
-    ),
-    Mutation(
-        "a layer forgets its ratio",
-        "policies/pool.py",
-        "return held / share",
-        "return 1.0",
-        ("tests/cache/test_budgets.py",),
-    ),
-    Mutation(
         "what is not decided on may be trimmed",
         "policies/pool.py",
         "max(1, head.undecided, min(recent(head, count), count))",
@@ -205,6 +191,63 @@ MUTATIONS = [
         "keep[number] = top(own, limits[number], recent=1)",
         "keep[number] = top(-own, limits[number], recent=1)",
         (RULES, RULE_MUTANTS),
+    ),
+    Mutation(
+        "a layer forgets its share of the last time",
+        "policies/pool.py",
+        "own = kept / heads * even / earlier if earlier else 0.0",
+        "own = 0.0",
+        ("tests/cache/test_budgets.py",),
+    ),
+    Mutation(
+        "layers are compared only where a text is settled",
+        "cache/layer.py",
+        "if self.every and self._decided and self.policy.trims:",
+        "if False:",
+        ("tests/cache/test_budgets.py",),
+    ),
+    Mutation(
+        "tokens of an unfinished block count where layers are compared",
+        "cache/row.py",
+        "self.due = [replace(head.first(head.tokens - self.fresh), whole=True) for head in heads]",
+        "self.due = [replace(head, seen=self.seen, undecided=self.fresh, whole=True) for head in heads]",
+        ("tests/cache/test_budgets.py",),
+    ),
+    Mutation(
+        "a rehearsal may lower a score",
+        "policies/namm.py",
+        "torch.maximum(scores, known), scores)",
+        "known, scores)",
+        ("tests/cache/test_rehearsal.py",),
+    ),
+    # what a memory sees
+    Mutation(
+        "birth rows of every block are overwritten",
+        "memory/features.py",
+        'columns["birth"][-rows:] = birth_rows(attention[-rows:], columns["positions"])',
+        'columns["birth"][:] = birth_rows(attention[-rows:], columns["positions"])[-1]',
+        ("tests/memory/test_features.py",),
+    ),
+    Mutation(
+        "sinks count where a head is measured",
+        "memory/features.py",
+        "others = found[SINKS:] if",
+        "others = found if",
+        ("tests/memory/test_features.py",),
+    ),
+    Mutation(
+        "birth rows by cache index",
+        "memory/birth.py",
+        "positions[begin:].contiguous()",
+        "torch.arange(begin, tokens)",
+        ("tests/memory/test_birth.py",),
+    ),
+    Mutation(
+        "the reach of the backward attention ends with its tile",
+        "memory/network.py",
+        "min(stop + reach, tokens)",
+        "min(stop, tokens)",
+        ("tests/memory/test_network.py",),
     ),
     # learning
     Mutation(
@@ -238,8 +281,8 @@ MUTATIONS = [
     Mutation(
         "distilling with power 1, whatever was set",
         "learning/distil/regression.py",
-        "target = power * (influence.float() + FLOOR).log()",
-        "target = (influence.float() + FLOOR).log()",
+        "target = score_of(influence, power, 0.0)",
+        "target = score_of(influence, 1.0, 0.0)",
         (f"{DISTIL}::test_the_loss_is_least_at_the_log_of_the_expected_power",),
     ),
     Mutation(
@@ -266,8 +309,8 @@ MUTATIONS = [
     Mutation(
         "no memory acts while recording",
         "learning/distil/run.py",
-        "for recording in record(index, acting)]",
-        "for recording in record(index, None)]",
+        "record(place, index, acting, next(done))",
+        "record(place, index, None, next(done))",
         (DISTIL,),
     ),
     Mutation(
@@ -280,8 +323,8 @@ MUTATIONS = [
     Mutation(
         "a distilled memory's scores lie where they fell",
         "learning/distil/regression.py",
-        "flat[-1] -= scores",
-        "flat[-1] -= 0 * scores",
+        "flat[-1] -= shift\n",
+        "flat[-1] -= 0 * shift\n",
         (f"{DISTIL}::test_scores_are_centred_where_the_wished_fraction_is_kept",),
     ),
     Mutation(
