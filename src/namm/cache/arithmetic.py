@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from namm.support.tensors import mean_of, round_up
+from namm.support.tensors import band, mean_of, round_up
 
 QUERY_TILE = 128  # queries whose probabilities are held at once; larger tiles fall out of the CPU's cache
 
@@ -84,8 +84,8 @@ class AttentionForm:
         logits = (query * self.scaling).reshape(group * queries, width) @ keys.T
         logits = bounded(logits, self.softcap).view(group, queries, -1)
         first_future = tokens - queries + 1
-        future = torch.ones(queries, keys.shape[0] - first_future, dtype=torch.bool, device=query.device)
-        logits[..., first_future:].masked_fill_(future.triu(), -math.inf)
+        future = band(queries, keys.shape[0] - first_future, -queries, -1, query.device)
+        logits[..., first_future:].masked_fill_(future, -math.inf)
         return logits
 
     def softmax(self, logits: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from namm.support.tensors import band
+
 QUERY_TILE = 256
 
 
@@ -80,11 +82,11 @@ def backward_attention(query: Tensor, key: Tensor, value: Tensor, reach: int | N
         stop = min(start + QUERY_TILE, tokens)
         end = tokens if reach is None else min(stop + reach, tokens)
         logits = query[..., start:stop, :] @ key[..., start:end, :].transpose(-1, -2)
-        older = torch.ones(stop - start, stop - start, dtype=torch.bool, device=query.device).tril(-1)
-        logits[..., : stop - start].masked_fill_(older, -math.inf)
-        if reach is not None:
-            beyond = torch.ones(stop - start, end - start, dtype=torch.bool, device=query.device).triu(reach + 1)
-            logits.masked_fill_(beyond, -math.inf)
+        if reach is None:
+            rows = stop - start
+            logits[..., :rows].masked_fill_(band(rows, rows, 0, rows, query.device), -math.inf)
+        else:
+            logits.masked_fill_(band(stop - start, end - start, 0, reach, query.device), -math.inf)
         outputs.append(logits.softmax(-1) @ value[..., start:end, :])
     return torch.cat(outputs, dim=-2) if len(outputs) != 1 else outputs[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -29,6 +30,19 @@ class Column:
 
     shape: tuple[int, ...] = ()
     dtype: torch.dtype = torch.float32
+
+
+@lru_cache(maxsize=256)
+def band(rows: int, columns: int, first: int, last: int, device: torch.device) -> Tensor:
+    """``[rows, columns]`` bool, True outside of the diagonals `first` to `last`; made once, not to be written to.
+
+    >>> band(2, 3, 0, 1, torch.device("cpu")).int()
+    tensor([[0, 0, 1],
+            [1, 0, 0]], dtype=torch.int32)
+    """
+    with torch.inference_mode(False):  # also used where gradients are wanted
+        whole = torch.ones(rows, columns, dtype=torch.bool, device=device)
+        return whole.tril(first - 1) | whole.triu(last + 1)
 
 
 def mean_of(parts: Tensor) -> Tensor:
