@@ -113,7 +113,8 @@ class Row:
     def settle(self, form: AttentionForm) -> None:
         """End the block here, if it is long enough to be decided on: `due` are its heads then.
 
-        A policy that trims is asked in any case; a block that is too short goes on, and all of it stays.
+        A policy that trims is asked unless all layers were just compared; a block that is too short goes on, and all of
+        it stays.
         """
         if self.policy.update_interval is None:
             return
@@ -122,7 +123,7 @@ class Row:
             groups = enumerate(self.groups(watched))
             seen = [self._observe(h, watched[own], form.of_group(own), None, whole=True) for h, own in groups]
             self._end_block(watched, seen)
-        elif self.policy.trims and self.updated:
+        elif self.policy.trims and self.updated and (self.compared or (0, 0))[0] != self.seen:
             self.store.make_writable()
             self.due = [replace(self._head(h), undecided=self.fresh, whole=True) for h in range(self.store.heads)]
 
