@@ -119,6 +119,8 @@ def centre(memory: NAMM, recordings: Sequence[Recording], kept: float) -> NAMM:
     some = recordings[:: max(1, len(recordings) // 300)]
     scores = torch.cat([memory.scores(memory.features(one.observed.float(), one.ages)) for one in some])
     shift = float(scores[:: 1 + len(scores) // 10**7].quantile(1 - kept))  # torch's limit
-    flat, (power, before) = memory.flat_parameters(), memory.config.influence or (0.0, 0.0)
+    flat, config = memory.flat_parameters(), memory.config
     flat[-1] -= shift
-    return replace(memory, config=replace(memory.config, influence=(power, before + shift)), flat=flat)
+    if config.influence is not None:
+        config = replace(config, influence=(config.influence[0], config.influence[1] + shift))
+    return replace(memory, config=config, flat=flat)
