@@ -318,7 +318,8 @@ def test_a_compiled_model_is_refused(tiny: PreTrainedModel, ids: Tensor) -> None
         model(ids, past_key_values=cache)
 
 
-def test_sliding_layers_pass_through(ids: Tensor) -> None:
+def sliding(spread: float = 0.02) -> PreTrainedModel:
+    """A random Gemma 2, every second layer of which has a window of 40, and bounded logits."""
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     torch.manual_seed(0)
@@ -333,9 +334,15 @@ def test_sliding_layers_pass_through(ids: Tensor) -> None:
         sliding_window=40,
         query_pre_attn_scalar=16,
         attn_logit_softcapping=5.0,
+        initializer_range=spread,
     )
     model = Gemma2ForCausalLM(config).eval()
     model.set_attn_implementation("eager")
+    return model
+
+
+def test_sliding_layers_pass_through(ids: Tensor) -> None:
+    model = sliding()
     with torch.no_grad():
         expected = model(ids).logits
     cache = MemoryCache(model, Full())

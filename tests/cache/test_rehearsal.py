@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
+from test_cache import sliding
 from torch import Tensor
-from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from namm import NAMM, MemoryCache, NAMMConfig
 from namm.policies import Full, KVzip, NAMMPolicy, Policy
@@ -80,29 +81,9 @@ def test_what_is_found_is_the_papers_score(wild: PreTrainedModel, ids: Tensor) -
                 torch.testing.assert_close(actual, right.clamp_min(2**-24), atol=1e-5, rtol=1e-4)
 
 
-def sliding() -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = Gemma2Config(
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        vocab_size=200,
-        sliding_window=40,
-        query_pre_attn_scalar=16,
-        attn_logit_softcapping=5.0,
-        initializer_range=0.3,
-    )
-    model = Gemma2ForCausalLM(config).eval()
-    model.set_attn_implementation("eager")
-    return model
-
-
 @pytest.mark.parametrize("slides", [False, True], ids=["full layers", "sliding layers"])
 def test_the_cache_is_as_without_a_rehearsal(wild: PreTrainedModel, ids: Tensor, slides: bool) -> None:
-    model = sliding() if slides else wild
+    model = sliding(spread=0.3) if slides else wild
     own = model.config._attn_implementation
     rehearsed, plain = MemoryCache(model, Watching(forget=True)), MemoryCache(model, Blind(forget=True))
     with torch.no_grad():
@@ -131,7 +112,7 @@ def test_the_cache_is_as_without_a_rehearsal(wild: PreTrainedModel, ids: Tensor,
 
 @pytest.mark.parametrize("slides", [False, True], ids=["full layers", "sliding layers"])
 def test_a_left_padded_batch_equals_single_texts(wild: PreTrainedModel, ids: Tensor, slides: bool) -> None:
-    model = sliding() if slides else wild
+    model = sliding(spread=0.3) if slides else wild
     lengths = (170, 131, 30, 170)
     batch = torch.zeros(4, 170, dtype=torch.long)
     for row, length in enumerate(lengths):

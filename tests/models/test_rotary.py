@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import test_rope
 import torch
 from transformers import (
     CohereConfig,
@@ -20,17 +21,7 @@ from transformers.models.gemma3 import Gemma3ForCausalLM
 
 from namm.models.rope import Rotary, rotary_of
 
-SMALL = {
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "vocab_size": 50,
-    "head_dim": 16,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
+SMALL = test_rope.SMALL | {"pad_token_id": 0}
 YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 16}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}
 
