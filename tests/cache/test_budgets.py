@@ -158,6 +158,29 @@ def test_until_layers_are_compared_one_may_hold_more(models) -> None:
     assert max(alone) == 2 * SLACK * 0.25 * 1024 and asked[-1] == (True, 6 * 256)
 
 
+@torch.no_grad()
+def test_what_a_mask_hides_was_given_to_no_layer(models) -> None:
+    """Layers are decided on alone as if hidden tokens had never come: neither in what was read nor in what was kept."""
+    asked: dict[int, tuple[int, int]] = {}
+
+    class Watched(H2O):
+        def select(self, heads):
+            if not heads[0].whole:
+                asked[heads[0].layer] = heads[0].compared
+            return super().select(heads)
+
+    model = models["grouped"]
+    cache = MemoryCache(model, Watched(0.25, INTERVAL, across="model"))
+    run(model, text(640), cache, [])
+    visible = torch.ones(1, 640 + INTERVAL, dtype=torch.long)
+    visible[:, 100:400] = 0
+    kept = {layer: sum(int(visible[0, own].sum()) for own in rows[0]) for layer, rows in enumerate(cache.positions())}
+    assert sum(kept.values()) < sum(held(cache))
+    run(model, text(INTERVAL, seed=1), cache, [], attention_mask=visible)
+    assert asked == {layer: (340, count) for layer, count in kept.items()}
+    cache.check()
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     first=st.integers(1, 200),

@@ -28,7 +28,8 @@ class Row:
         store: the tokens kept. queries: what the policy has yet to see.
         seen: real tokens so far, which are also the positions; padding is neither stored nor counted.
         updated: `seen` at the last update.
-        compared: tokens seen and tokens kept where the heads of all layers were last decided on together.
+        compared: tokens seen and tokens kept where the heads of all layers were last decided on together, without those
+            that a mask has hidden since.
         due: heads to decide on.
         hid: a mask has hidden tokens of this row, so that the newest of them may be gone.
         rotary: how the model turns queries, for a policy that sees them.
@@ -163,11 +164,16 @@ class Row:
         """
         if not len(positions):
             return
+        before, kept = self.compared or (0, 0)
         stay, counts = [], []
         for h in range(self.store.heads):
             own = self.store.head(h)["positions"]
-            stay.append((~torch.isin(own, positions)).nonzero().squeeze(-1))
+            hidden = torch.isin(own, positions)
+            kept -= int((hidden & (own < before)).sum())
+            stay.append((~hidden).nonzero().squeeze(-1))
             counts.append(torch.searchsorted(positions, own[stay[-1]].to(positions.dtype)))
+        if self.compared is not None:
+            self.compared = before - int((positions < before).sum()), kept
         self.store.keep(stay)
         for h, count in enumerate(counts):
             self.store.head(h)["positions"].sub_(count.int())
