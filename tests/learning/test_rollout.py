@@ -14,7 +14,7 @@ from namm import NAMM, MemoryCache, UnsupportedModelError
 from namm.cache.arithmetic import AttentionForm
 from namm.cache.loan import Loan
 from namm.cache.padding import Padding
-from namm.learning.refine.rollout import RolloutCache, RolloutLayer, RolloutPolicy, frozen
+from namm.learning.refine.rollout import RolloutCache, RolloutLayer, RolloutPolicy, frozen, read_thresholds
 from namm.policies import Head, NAMMPolicy
 
 MEMORY = NAMM(CONFIG)
@@ -66,23 +66,40 @@ def test_a_rollout_forgets_exactly_as_the_cache_does(reader, dtype: torch.dtype)
             assert torch.equal(last.positions[last.kept], positions[: int(last.kept.sum())].long())
 
 
-@pytest.mark.parametrize("aim", [{"kept": 0.3}, {"offset": 0.02}])
-def test_scores_are_noted_relative_to_the_threshold(reader, aim: dict[str, float]) -> None:
-    """One threshold for the heads of a layer: whoever is above it stays, and whoever had to go is not."""
-    policy = RolloutPolicy(MEMORY, **aim)
+def test_a_rollout_holds_what_is_held_where_all_layers_compete(reader) -> None:
+    """The thresholds of a reading, piece by piece, make one call keep the same tokens of every head."""
+    ids = torch.randint(97, 122, (1, 128), generator=torch.Generator().manual_seed(0))
+    memory = middling()
+    cache = MemoryCache(reader, NAMMPolicy(memory, kept=0.3))
+    with torch.no_grad():
+        for piece in ids.split(CONFIG.update_interval, dim=1):
+            reader(piece, past_key_values=cache)
+        policy = RolloutPolicy(memory, kept=0.3, thresholds=read_thresholds(reader, memory, ids, 0.3))
+        reader(ids, past_key_values=RolloutCache(reader, policy))
+    counts = set()
+    for layer, held in enumerate(cache.positions()):
+        for head, positions in enumerate(held[0]):
+            last = [d for d in policy.at(layer) if d.head == head][-1]
+            assert torch.equal(last.positions[last.kept], positions.long())
+            assert bool(last.kept[last.scores > 0].all())
+            counts.add(len(positions))
+    assert len(counts) > 1 and policy.kept_fraction() == pytest.approx(0.3, abs=0.01)
+
+
+def test_scores_are_noted_relative_to_the_threshold(reader) -> None:
+    policy = RolloutPolicy(MEMORY, offset=0.02)
     ids = torch.randint(97, 122, (1, 120), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         reader(ids, past_key_values=RolloutCache(reader, policy))
     assert policy.decisions
-    for layer in {one.layer for one in policy.decisions}:
-        for block in {one.block for one in policy.decisions}:
-            own = [one for one in policy.decisions if (one.layer, one.block) == (layer, block)]
-            assert all(bool(one.kept[one.scores > 0].all()) for one in own)
-            gone = torch.cat([one.scores[~one.kept] for one in own])
-            assert bool((gone <= 0).all())
-            if "kept" in aim:
-                assert float(gone.max()) == 0
-                assert sum(int(one.kept.sum()) for one in own) == round(0.3 * 32 * (block + 1) * len(own))
+    for one in policy.decisions:
+        assert bool(one.kept[one.scores > 0].all()) and bool((one.scores[~one.kept] <= 0).all())
+
+
+def test_a_budget_needs_its_thresholds() -> None:
+    for given in ({"kept": 0.3}, {"offset": 0.0, "thresholds": [0.0]}):
+        with pytest.raises(ValueError, match="thresholds"):
+            RolloutPolicy(MEMORY, **given)
 
 
 def _middle_offset(model, ids: Tensor) -> float:

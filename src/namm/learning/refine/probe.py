@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from namm.learning.passages import Passage
-from namm.learning.refine.rollout import Decision, RolloutCache, RolloutPolicy, frozen
+from namm.learning.refine.rollout import Decision, RolloutCache, RolloutPolicy, frozen, read_thresholds
 from namm.memory import NAMM
 from namm.tasks.encode import encode
 
@@ -98,14 +98,15 @@ def run_probe(
     """Read a passage under the memory and under the full cache, and find what the memory's decisions saved.
 
     Args:
-        kept: fraction, in every layer. scored, recall: see `RefineConfig`.
+        kept: fraction, mean over layers. scored, recall: see `RefineConfig`.
     """
     ids, interval = probe.ids.to(model.device), memory.config.update_interval
     inside = sorted(rng.sample(range(interval, probe.passage), min(scored, probe.passage - interval)))
     before = torch.tensor(inside + probe.recalled, device=model.device) - 1
     with torch.no_grad():
         wanted = model(ids, use_cache=False, logits_to_keep=before).logits[0].float().log_softmax(-1)
-    policy = RolloutPolicy(memory, kept=kept)
+    thresholds = read_thresholds(model, memory, ids[:, : probe.passage], kept)
+    policy = RolloutPolicy(memory, kept=kept, thresholds=thresholds)
     with frozen(model):
         embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
         cache = RolloutCache(model, policy)

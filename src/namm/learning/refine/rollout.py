@@ -6,6 +6,7 @@ and the gradient that a `MemoryCache` lacks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +20,12 @@ from namm.cache import MemoryCache
 from namm.cache.arithmetic import AttentionForm
 from namm.cache.layer import MemoryLayer
 from namm.learning.refine.credit import attention_backward, credit_of_decision
+from namm.memory import NAMM
 from namm.memory.features import observed
 from namm.policies import NAMMPolicy
 from namm.policies.base import Head
+from namm.policies.namm import LEAST
+from namm.policies.pool import top
 
 
 @dataclass
@@ -52,22 +56,79 @@ class Decision:
     blocks: Tensor | None = None
 
 
-class RolloutPolicy(NAMMPolicy):
-    """A memory that writes down what it decides.
+class ReadingPolicy(NAMMPolicy):
+    """A memory that writes down the threshold of every update at which all layers were compared.
 
     Attributes:
-        decisions: layer by layer, in each from the first update on, at each update head by head.
+        thresholds: of each such update the highest score of a token that had to go, minus infinity where none had.
     """
-
-    across = "layer"  # a rollout is one call, without an end at which all layers could compete
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.thresholds: list[float] = []
+
+    def note(self, heads: Sequence[Head], scores: Sequence[Tensor], keep: Sequence[Tensor]) -> None:
+        if heads[0].whole:
+            gone = torch.cat([own[~stays] for own, stays in zip(scores, keep, strict=True)])
+            self.thresholds.append(float(gone.max()) if len(gone) else -math.inf)
+
+
+@torch.no_grad()
+def read_thresholds(model: PreTrainedModel, memory: NAMM, ids: Tensor, kept: float) -> list[float]:
+    """The threshold after every update interval of a text ``[1, tokens]`` that is read in such pieces."""
+    policy = ReadingPolicy(memory, kept=kept)
+    cache = MemoryCache(model, policy)
+    for piece in ids.split(memory.config.update_interval, dim=1):
+        model(piece, past_key_values=cache, logits_to_keep=1)
+    return policy.thresholds
+
+
+@dataclass
+class RolloutPolicy(NAMMPolicy):
+    """A memory that writes down what it decides.
+
+    A rollout is one call, layer after layer, so that layers can't compete in it. With `kept` it needs the thresholds
+    at which they did when the same text was read piece by piece, which make it hold the same tokens.
+
+    Attributes:
+        thresholds: see `read_thresholds`; beyond its end the last one goes on.
+        decisions: layer by layer, in each from the first update on, at each update head by head.
+    """
+
+    thresholds: Sequence[float] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.thresholds) == (self.share is None):
+            raise ValueError(
+                "a rollout needs thresholds where a budget is kept, and none where tokens are judged alone"
+            )
+        self.trims = False
         self.decisions: list[Decision] = []
+
+    def choose(self, heads: Sequence[Head], scores: Sequence[Tensor]) -> list[Tensor]:
+        if not self.thresholds:
+            return super().choose(heads, scores)
+        floors = [round(LEAST * self._allowed(head, head.seen)) for head in heads]
+        above = [int((margin > 0).sum()) for margin in self.margins(heads, scores, [])]
+        return [
+            top(own, max(1, floor, count), recent=1) for own, floor, count in zip(scores, floors, above, strict=True)
+        ]
+
+    def margins(self, heads: Sequence[Head], scores: Sequence[Tensor], keep: Sequence[Tensor]) -> list[Tensor]:
+        if not self.thresholds:
+            return super().margins(heads, scores, keep)
+        return [
+            own - self.thresholds[min(self._block(head), len(self.thresholds) - 1)]
+            for head, own in zip(heads, scores, strict=True)
+        ]
+
+    def _block(self, head: Head) -> int:
+        return head.seen // self.memory.config.update_interval - 1
 
     def note(self, heads: Sequence[Head], scores: Sequence[Tensor], keep: Sequence[Tensor]) -> None:
         for head, margin, kept in zip(heads, self.margins(heads, scores, keep), keep, strict=True):
-            block = head.seen // self.memory.config.update_interval - 1
+            block = self._block(head)
             positions = head.positions.long()  # a copy: the column itself moves on
             found = observed(head.columns, self.memory.config)
             self.decisions.append(Decision(head.layer, head.index, block, found, margin, positions, kept))
