@@ -230,29 +230,6 @@ def startup_table(found: Row) -> str:
     return markdown_table(("program", "n", "seconds (or a ratio), median and range"), lines)
 
 
-def search_table(found: Row) -> str:
-    rows = found["rows"]
-    lines = []
-    for strategy in unique(rows, "strategy"):
-        own = select(rows, strategy=strategy)
-        start, final = ([row[end]["fitness"] for row in own] for end in ("start", "final"))
-        gains = [after - before for before, after in zip(start, final, strict=True)]
-        counts = "/".join(str(count) for count in unique(own, "candidates"))
-        cells = (interval(start, ".3f"), interval(final, ".3f"), interval(gains, "+.3f"))
-        lines.append((strategy, counts, str(len(own)), *cells))
-    return markdown_table(("search", "candidates", "n", "fitness before", "fitness after", "gain"), lines)
-
-
-def population_table(found: Row) -> str:
-    rows = found["rows"]
-    lines = []
-    for tokens in unique(rows, "tokens"):
-        own = select(rows, tokens=tokens)
-        ratios = [row["one_by_one_seconds"] / row["batched_seconds"] for row in own]
-        lines.append((f"{tokens:,}", str(own[0]["population"]), str(len(own)), middle(ratios)))
-    return markdown_table(("tokens", "members", "n", "times as fast in one batch, median and range"), lines)
-
-
 def page_table(found: Row) -> str:
     def seconds(row: Row, name: str) -> str:
         return f"{row[name]:.2f}" if name in row else ""

@@ -110,6 +110,7 @@ def record_document(
     rng: random.Random,
     horizon: int = 0,
     acting: NAMMPolicy | None = None,
+    recorder: type[Recorder] = Recorder,
 ) -> list[Recording]:
     """Recordings of one document: as a full cache sees it and, with `acting`, as it looks when that memory forgets.
 
@@ -121,6 +122,7 @@ def record_document(
         repeat: ``[1, n]`` tokens that ask for repetition.
         heads: about how many heads to record at every update of each pass.
         horizon: no update is recorded within so many tokens of the document's end.
+        recorder: what writes down, where more is to be seen than `config` has.
 
     Raises:
         ValueError: if the document's length is no multiple of the update interval.
@@ -133,11 +135,11 @@ def record_document(
     document, repeat = document.to(model.device), repeat.to(model.device)
     whole = torch.cat([document, repeat, document], dim=1)
     whole = torch.cat([whole, document[:, : -whole.shape[1] % interval]], dim=1)  # the last block must be full
-    full = Recorder(config, tokens, horizon, share, rng)
+    full = recorder(config, tokens, horizon, share, rng)
     model(whole, past_key_values=MemoryCache(model, full), logits_to_keep=1)
     recordings = full.recordings(full.received)
     if acting is not None:
-        forgetting = Recorder(config, tokens, horizon, share, rng, acting)
+        forgetting = recorder(config, tokens, horizon, share, rng, acting)
         model(document, past_key_values=MemoryCache(model, forgetting), logits_to_keep=1)
         recordings += forgetting.recordings(full.received)
     return recordings
