@@ -16,6 +16,7 @@ from typing import Any
 
 from learning_tables import ablation_table, population_table, search_table
 from tables import (
+    answers_table,
     budgets_table,
     loss_table,
     page_table,
@@ -108,6 +109,15 @@ SECTIONS = (
         "Bytes and equal as above. Pass keys are told and asked for in several wordings, of which training had "
         "the first.",
         (recall_table, wordings_table),
+    ),
+    Section(
+        "answers",
+        lambda found: f"Answers: {on(found)}",
+        "Documents of benchmarks are read and decided on once, and then asked their questions one by one. The score is "
+        "the task's own metric of what the model says; the likelihood is exp of the mean log-probability of the "
+        "reference's first tokens. Of full: means over documents over those of the full cache; in the last lines the "
+        "mean of the tasks' shares, in brackets of how many tasks, ± over tasks. Bytes as above.",
+        (answers_table,),
     ),
     Section(
         "budgets",

@@ -148,6 +148,40 @@ def wordings_table(found: Row) -> str:
     return markdown_table(("pass key", "tokens kept", *unique(rows, "wording")), lines)
 
 
+def answers_table(found: Row) -> str:
+    """By task the metric and the likelihood of the reference as shares of the full cache's; then means over tasks."""
+    rows = found["rows"]
+    by_bytes = any("equal" in row for row in rows)
+    full = {(row["task"], row["document"]): row for row in select(rows, policy="full")}
+
+    def of_full(chosen: list[Row], name: str) -> tuple[float, str]:
+        pairs = [row[name] for row in chosen], [full[row["task"], row["document"]][name] for row in chosen]
+        return ratio_interval(*pairs)[0], share(*pairs)
+
+    def over_tasks(chosen: list[Row], name: str) -> str:
+        ratios = [of_full(select(chosen, task=task), name)[0] for task in unique(rows, "task")]
+        usable = [ratio for ratio in ratios if not math.isnan(ratio)]
+        return f"{interval(usable, '.3f')} ({len(usable)})" if usable else ""
+
+    lines = []
+    settings = dict.fromkeys((row["aim"], row["policy"]) for row in rows)
+    for task in (*unique(rows, "task"), None):
+        for aim, policy in settings:
+            of_task = rows if task is None else select(rows, task=task)
+            own, equal = (select(of_task, aim=aim, policy=policy, equal=what) for what in (None, "bytes"))
+            line = [task or "mean of tasks", policy, str(len(own)), f"{mean(own, 'kept_fraction'):.3f}", size_of(own)]
+            if task is None:
+                line += ["", over_tasks(own, "score"), over_tasks(own, "likelihood")]
+                line += [over_tasks(equal, "likelihood") if equal else ""] * by_bytes
+            else:
+                line += [interval([row["score"] for row in own], ".3f")]
+                line += [of_full(own, name)[1] for name in ("score", "likelihood")]
+                line += [of_full(equal, "likelihood")[1] if equal else ""] * by_bytes
+            lines.append(tuple(line))
+    headings = ["task", "policy", "documents", "tokens kept", "bytes", "score", "of full", "likelihood of full"]
+    return markdown_table([*headings, *["likelihood of full, equal bytes"] * by_bytes], lines)
+
+
 def budgets_table(found: Row) -> str:
     """How far what was kept is from what was aimed at, over all texts."""
     lines = []

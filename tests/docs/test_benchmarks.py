@@ -96,6 +96,48 @@ def test_pass_keys_come_in_every_wording_and_in_a_chat(
     assert before == {len("<user>")}
 
 
+def test_documents_are_read_once_and_asked_several_questions(
+    reader_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, file = tmp_path / "data", tmp_path / "found.json"
+    data.mkdir()
+    leval = [
+        {"input": f"Document {number}. " + "many words " * 200, "evaluation": "rouge"}
+        | {"instructions": ["Who?", "What of it?", "Why?"], "outputs": ["Ann.", "Words, many.", "So."]}
+        for number in range(4)
+    ]
+    news = [{"context": "some news " * 300, "input": "", "answers": ["Much happened."]}]
+    for name, rows in (("meeting_summ", leval), ("multi_news", news)):
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    options = ("--data", data, "--tasks", "leval/meeting_summ", "longbench/multi_news", "--tokens", 800)
+    options += ("--documents", 2, "--questions", 2, "--new-tokens", 3, "--reference", 5)
+    run(
+        monkeypatch,
+        "answers.py",
+        "--model",
+        reader_folder,
+        *options,
+        "--policies",
+        "h2o",
+        "--equal-bytes",
+        "--json",
+        file,
+    )
+    found = json.loads(file.read_text(encoding="utf-8"))
+    full = [row for row in found["rows"] if row["policy"] == "full"]
+    assert [(row["task"], row["document"]) for row in full] == [
+        ("leval/meeting_summ", "0/0"),
+        ("leval/meeting_summ", "2/0"),
+        ("longbench/multi_news", "0"),
+    ]
+    assert all(row["seen"] < 800 and 0 < row["likelihood"] < 1 for row in full)
+    kept = {row["kept_fraction"] for row in found["rows"] if row["policy"] == "h2o" and "equal" not in row}
+    assert all(abs(value - 0.25) < 0.01 for value in kept)
+    lines = tables.answers_table(found).splitlines()[2:]
+    assert len(lines) == 3 * 3 and lines[-1].startswith("| mean of tasks | h2o | 3 |")
+    assert lines[0].endswith("| 1.00 ± 0.00 |  |") and render.origin(found).count("weights") == 2
+
+
 def test_budgets_are_measured_on_several_models(
     reader_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -113,6 +113,29 @@ def test_long_answers_are_compared_token_by_token() -> None:
     assert "| 0 of 1 | 0.75 |" in tables.recall_table({"rows": rows}).splitlines()[-1]
 
 
+def test_answers_are_shares_of_the_full_caches_by_task_and_over_tasks() -> None:
+    def rows(task: str, policy: str, scores: list[float]) -> list[dict[str, object]]:
+        return [
+            {"task": task, "document": str(number), "policy": policy, "aim": 1.0 if policy == "full" else 0.25}
+            | {"score": score, "likelihood": score / 2, "kept_fraction": 0.25, "held_bytes": 3, "full_bytes": 10}
+            for number, score in enumerate(scores)
+        ]
+
+    found = {
+        "rows": rows("a", "full", [0.4, 0.6])
+        + rows("a", "namm", [0.4, 0.5])
+        + rows("b", "full", [1.0, 1.0])
+        + rows("b", "namm", [1.0, 1.0])
+        + rows("c", "full", [0.0, 0.0])
+        + rows("c", "namm", [0.0, 0.1])
+    }
+    lines = tables.answers_table(found).splitlines()[2:]
+    # deviation 0.0707, t of one degree of freedom 12.706; the ratio's of (0.4 - 0.9 * 0.4, 0.5 - 0.9 * 0.6) / 0.5
+    assert lines[1] == "| a | namm | 2 | 0.250 | 0.30 | 0.450 ± 0.635 | 0.90 ± 1.02 | 0.90 ± 1.02 |"
+    # 0.9 and 1; nothing can be said of c
+    assert lines[-1] == "| mean of tasks | namm | 6 | 0.250 | 0.30 |  | 0.950 ± 0.635 (2) | 0.950 ± 0.635 (2) |"
+
+
 def test_budgets_that_miss_are_counted_and_the_furthest_named() -> None:
     rows = [
         {"model": "m", "text": f"t{number}", "tokens": 1000 + number, "aim": 0.25, "kept_fraction": kept}

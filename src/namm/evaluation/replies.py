@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from namm.tasks.answering import padding_token, read
-from namm.tasks.encode import to_repeat
+from namm.tasks.chat import chat_parts
+from namm.tasks.encode import encode, to_repeat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from namm.evaluation.benchmarks.base import Question, Task
     from namm.policies.base import Policy
 
 
@@ -39,6 +41,28 @@ class Prompt:
             raise ValueError(f"a question of {len(self.question)} tokens leaves no room for a context within {tokens}")
         last = len(self.context) - room + room // 2
         return Prompt(torch.cat([self.context[: room // 2], self.context[last:]]), self.question)
+
+
+def prompt_of(tokenizer: PreTrainedTokenizerBase, task: Task, question: Question, *, chat: bool = False) -> Prompt:
+    """The tokens of a question's prompt.
+
+    Args:
+        chat: in the model's chat template, unless the task's prompts are texts to go on with.
+
+    Raises:
+        ValueError: if the context is empty, or the tokenizer's template does not serve (see `chat_parts`).
+    """
+    if not question.context.strip():
+        raise ValueError("the context is empty")
+    parts = question.context, question.question
+    if chat and not task.goes_on:
+        parts = chat_parts(tokenizer, *parts)
+    context, asked = encode(tokenizer, parts[0])[0], encode(tokenizer, parts[1], begins=False)[0]
+    if not len(asked):  # something must come after the decision
+        context, asked = context[:-1], context[-1:]
+    if not len(context):
+        raise ValueError("the context is empty")
+    return Prompt(context, asked)
 
 
 @dataclass(frozen=True)

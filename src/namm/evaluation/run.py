@@ -12,14 +12,13 @@ from torch import Tensor
 
 from namm.evaluation.benchmarks.base import Question, Request, SkippedTaskError, Task
 from namm.evaluation.benchmarks.metrics import METRICS
-from namm.evaluation.replies import Prompt, Reply, reply
+from namm.evaluation.replies import Prompt, Reply, prompt_of, reply
 from namm.memory import NAMM
 from namm.policies.names import budget_of, check_policies, make_policy
 from namm.support.extras import require
 from namm.support.fingerprints import fingerprint, model_fingerprint
 from namm.support.journal import Journal, Row
 from namm.support.version import VERSION
-from namm.tasks.chat import chat_parts
 from namm.tasks.encode import encode
 from namm.tasks.metrics import LIKELIHOOD, check_metric
 
@@ -126,17 +125,13 @@ class Evaluation:
         return encode(self.tokenizer, text, begins=False)[0]
 
     def _prompt(self, task: Task, question: Question) -> Prompt:
-        parts = question.context, question.question
-        if self.config.chat and not task.goes_on:
-            parts = chat_parts(self.tokenizer, *parts)
-        context, asked = encode(self.tokenizer, parts[0])[0], self._following(parts[1])
-        if not len(asked):  # something must come after the decision
-            context, asked = context[:-1], context[-1:]
-        if not question.context.strip() or not len(context):
-            raise ValueError(f"{task.name}, {question.name}: the context is empty")
         window = self._window()
         after = len(self._following(question.answers[0])) if task.metric == LIKELIHOOD else self._new_tokens(task)
-        return Prompt(context, asked).cut_in_the_middle(window - after) if window else Prompt(context, asked)
+        try:
+            prompt = prompt_of(self.tokenizer, task, question, chat=self.config.chat)
+        except ValueError as error:
+            raise ValueError(f"{task.name}, {question.name}: {error}") from None
+        return prompt.cut_in_the_middle(window - after) if window else prompt
 
     def _window(self) -> int | None:
         config: Any = self.model.config.get_text_config(decoder=True)
