@@ -21,7 +21,7 @@ import gymnasium
 import numpy as np
 import torch
 from actor import collect, make_world
-from fitting import counted, digest, fit
+from fitting import RULES, apart, counted, digest, fit, furthest
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -153,24 +153,33 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if "window" in known:
         title = f"streaming, {known['window']} steps"
         settings[title] = run(title, Streaming(3 * known["window"], update_interval=memory.config.update_interval))
+    aims, owns = dict[str, float](), dict[str, str]()
     for aim in arguments.kept:
-        own = settings[f"namm, aimed at {aim:g}"] = run(f"namm, aimed at {aim:g}", make_policy("namm", aim, memory))
+        title = f"namm, aimed at {aim:g}"
+        own, aims[title] = run(title, make_policy("namm", aim, memory)), aim
+        settings[title] = own
         kept = round(float(np.mean([row["kept"] for row in own])), 3)
-        for rule in ("h2o", "streaming", "random"):
-            settings[f"{rule}, {kept:g}"] = run(f"{rule}, {kept:g}", make_policy(rule, kept, memory))
+        for rule in arguments.rules:
+            other = f"{rule}, {kept:g}"
+            settings[other], aims[other], owns[other] = run(other, make_policy(rule, kept, memory)), kept, title
 
-    show(f"{environment}, {arguments.episodes} episodes a policy; asked for {known['target']:.0f}", settings)
+    show(
+        f"{environment}, {arguments.episodes} episodes a policy; asked for {known['target']:.0f}", settings, aims, owns
+    )
     draw({title: rows for title, rows in settings.items() if title.startswith("namm")}, arguments.output / "held.png")
 
 
-def show(title: str, settings: dict[str, list[Row]]) -> None:
+def show(title: str, settings: dict[str, list[Row]], aims: dict[str, float], owns: dict[str, str]) -> None:
+    """Returns by policy; beside those with an aim how far an episode's fraction kept was from it at most."""
     table = Table(title=title)
-    for heading in ("policy", "kept", "return", "steps"):
+    for heading in ("policy", "kept", "furthest", "return", "less namm", "steps"):
         table.add_column(heading, justify="right" if heading != "policy" else "left")
     for name, rows in settings.items():
         mean, half = mean_interval([row["return"] for row in rows])
         kept, steps = (np.mean([row[field] for row in rows]) for field in ("kept", "steps"))
-        table.add_row(name, f"{kept:.3f}", f"{mean:.0f} ± {half:.0f}", f"{steps:.0f}")
+        miss = f"{furthest(rows, aims[name]):.3f}" if name in aims else ""
+        less = apart(rows, settings[owns[name]], "return", ".0f") if name in owns else ""
+        table.add_row(name, f"{kept:.3f}", miss, f"{mean:.0f} ± {half:.0f}", less, f"{steps:.0f}")
     Console(width=110).print(table)
 
 
@@ -203,6 +212,7 @@ def main() -> None:
     parser.add_argument("--statistics", type=Path, help="of that model's states, and its target")
     parser.add_argument("--memory", default="universal")
     parser.add_argument("--kept", type=float, nargs="+", default=[0.5, 0.25, 0.125], help="fractions aimed at")
+    parser.add_argument("--rules", nargs="*", default=RULES, help="hand-designed ones that keep as much")
     arguments = parser.parse_args()
     if arguments.action == "evaluate" and not (arguments.statistics or arguments.output / "statistics.json").exists():
         parser.error(f"{arguments.output} holds no trained model: train first, or give --model and --statistics")

@@ -1,11 +1,11 @@
-"""What the examples share: a training loop that goes on after kill -9 where it stopped, and names for results."""
+"""What the examples share: a training loop that goes on after kill -9 where it stopped; names and tables of results."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +21,11 @@ from rich.progress import (
 )
 from torch import Tensor, nn
 
+from namm.evaluation import mean_interval
+from namm.support.journal import Row
+
+RULES = ("h2o", "snapkv", "tova", "keydiff", "streaming", "random")  # that keep as many tokens as the memory did
+
 SAVE_EVERY = 100  # updates
 
 
@@ -35,6 +40,18 @@ def digest(tensors: Iterable[Tensor], *rest: object) -> str:
     for tensor in tensors:
         seen.update(tensor.detach().cpu().numpy().tobytes())
     return seen.hexdigest()[:12]
+
+
+def furthest(rows: Sequence[Row], aim: float) -> float:
+    """How far the fraction kept is from what was aimed at, where it is furthest."""
+    return max(abs(row["kept"] - aim) for row in rows)
+
+
+def apart(rows: Sequence[Row], others: Sequence[Row], field: str, form: str) -> str:
+    """Mean difference from the same clips or episodes of another policy, and half its 95% interval."""
+    pairs = zip(rows, others, strict=True)
+    mean, half = mean_interval([float(row[field]) - float(other[field]) for row, other in pairs])
+    return f"{mean:+{form}} ± {half:{form}}"
 
 
 def fit(model: nn.Module, loss_at: Callable[[int], Tensor], updates: int, checkpoint: Path, rate: float = 1e-3) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fitting import counted, digest, fit
+from fitting import RULES, apart, counted, digest, fit, furthest
 from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits
@@ -161,22 +161,30 @@ def evaluate(arguments: argparse.Namespace) -> None:
             for seed in counted(range(arguments.clips), title)
         ]
 
-    settings: list[tuple[str, list[Row]]] = [("full", run("full", None))]
+    table = Table(
+        title=f"{arguments.clips} clips of {arguments.frames} frames; held: share of layers, heads and tokens"
+    )
+    headings = ("policy", "kept", "furthest", "right", "less namm", "news held", "others held", "news less others")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading != "policy" else "left")
+
+    def show(title: str, rows: list[Row], aim: float, own: list[Row] | None) -> None:
+        mean, half = mean_interval([float(row["correct"]) for row in rows])
+        kept, news, others = (np.mean([row[field] for row in rows]) for field in ("kept", "news", "others"))
+        gain, spread = mean_interval([row["news"] - row["others"] for row in rows])
+        line = [title, f"{kept:.3f}", f"{furthest(rows, aim):.3f}", f"{mean:.3f} ± {half:.3f}"]
+        line += ["" if own is None else apart(rows, own, "correct", ".3f")]
+        table.add_row(*line, f"{news:.3f}", f"{others:.3f}", f"{gain:+.3f} ± {spread:.3f}")
+
+    show("full", run("full", None), 1.0, None)
     for aim in arguments.kept:
         own = run("namm", aim)
-        settings.append((f"namm, aimed at {aim:g}", own))
-        for name in ("h2o", "streaming", "random"):
-            settings.append((name, run(name, round(float(np.mean([row["kept"] for row in own])), 3))))
-
-    title = f"{arguments.clips} clips of {arguments.frames} frames; held: share of layers, heads and tokens at the end"
-    table = Table(title=title)
-    for heading in ("policy", "kept", "right", f"first {NEWS} frames of a scene held", "other frames held"):
-        table.add_column(heading, justify="right" if heading != "policy" else "left")
-    for name, rows in settings:
-        shown = [mean_interval([float(row[field]) for row in rows]) for field in ("correct", "news", "others")]
-        kept = f"{np.mean([row['kept'] for row in rows]):.3f}"
-        table.add_row(name, kept, *(f"{mean:.3f} ± {half:.3f}" for mean, half in shown))
-    Console(width=120).print(table)
+        show(f"namm, aimed at {aim:g}", own, aim, None)
+        kept = round(float(np.mean([row["kept"] for row in own])), 3)
+        for name in arguments.rules:
+            show(name, run(name, kept), kept, own)
+    Console(width=140).print(table)
+    print(f"news: the first {NEWS} frames of a scene; furthest: of a clip's fraction kept from what was aimed at")
     draw(model, memory, clips, arguments)
 
 
@@ -212,6 +220,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--memory", default="universal")
     parser.add_argument("--kept", type=float, nargs="+", default=[0.5, 0.25, 0.125], help="fractions aimed at")
+    parser.add_argument("--rules", nargs="*", default=RULES, help="hand-designed ones that keep as much")
     arguments = parser.parse_args()
     if arguments.frames < SCENES:
         parser.error(f"a clip has {SCENES} scenes and needs as many frames")

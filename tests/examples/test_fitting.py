@@ -49,3 +49,12 @@ def test_results_are_named_by_weights_and_settings() -> None:
     weights = [torch.arange(3.0)]
     assert fitting.digest(weights, 1) == fitting.digest([torch.arange(3.0)], 1)
     assert len({fitting.digest(weights, 1), fitting.digest(weights, 2), fitting.digest([torch.ones(3)], 1)}) == 3
+
+
+def test_a_clip_that_misses_its_budget_shows_and_policies_are_compared_clip_by_clip() -> None:
+    rows = [{"kept": kept, "correct": right} for kept, right in ((0.25, True), (0.22, False), (0.26, True))]
+    assert fitting.furthest(rows, 0.25) == pytest.approx(0.03)
+    others = [{"correct": False}, {"correct": True}, {"correct": False}]
+    # 1, -1 and 1: deviation 1.1547, t of two degrees of freedom 4.303
+    assert fitting.apart(rows, others, "correct", ".3f") == "+0.333 ± 2.868"
+    assert fitting.apart(rows, rows, "correct", ".0f") == "+0 ± 0"
