@@ -6,7 +6,7 @@
 # make lint       style, format and types
 # make bench      the speed benchmark
 # make faults     which test holds which fault that was found once
-# make mutations  break the library in one place after the other, and see that tests notice (ten minutes)
+# make mutations  break the library in one place after the other, and see that tests notice
 # make fuzz       the readers of files under a fuzzer, for SECONDS=60
 # make test-lowest   the quick tests with the lowest versions that pyproject.toml names (installs gigabytes)
 # make test-pythons  make test on Python 3.12 and 3.13, where they are here

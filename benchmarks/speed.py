@@ -1,6 +1,7 @@
 """Prefill and decode time of a memory beside a full cache and a sliding one, every repetition on its own.
 
     python benchmarks/speed.py                        # SmolLM2 at 1k, 4k and 8k tokens
+    python benchmarks/speed.py --rehearse             # also of a memory to which the text is repeated
     python benchmarks/speed.py --model my/model --memory my/memory --device cuda --lengths 4096 32768
 
 The full cache is transformers' own: sdpa and DynamicCache. Every repetition runs all of them one after the other, so
@@ -23,15 +24,17 @@ from transformers import DynamicCache
 import namm
 from namm.policies.names import make_policy
 from namm.tasks import packaged_prose
-from namm.tasks.encode import encode
+from namm.tasks.encode import encode, to_repeat
 
 CACHES = ("full", "streaming", "namm")
+REHEARSED = "namm, rehearsed"
 
 
 def new_cache(setup: Setup, kind: str, kept: float) -> Any:
     if kind == "full":
         return DynamicCache(config=setup.model.config)
-    return namm.MemoryCache(setup.model, make_policy(kind, kept, setup.memory))
+    name = "namm" if kind == REHEARSED else kind
+    return namm.MemoryCache(setup.model, make_policy(name, kept, setup.memory, rehearse=kind == REHEARSED))
 
 
 def held(cache: Any) -> Row:
@@ -52,7 +55,10 @@ def measure(setup: Setup, kind: str, kept: float, ids: torch.Tensor, new_tokens:
 
     cache = new_cache(setup, kind, kept)
     started = now()
-    setup.model(ids, past_key_values=cache, logits_to_keep=1)
+    if kind == REHEARSED:
+        cache.rehearse(ids, to_repeat(setup.tokenizer))
+    else:
+        setup.model(ids, past_key_values=cache, logits_to_keep=1)
     prefilled = now()
     sizes = held(cache)
     decoding = now()
@@ -67,6 +73,7 @@ def main() -> None:
     options.add_argument("--kept", type=float, default=0.25, help="aimed at")
     options.add_argument("--new-tokens", type=int, default=32)
     options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--rehearse", action="store_true", help="also with a rehearsal")
     arguments = options.parse_args()
     if arguments.quick:
         arguments.lengths, arguments.repeats, arguments.new_tokens = [512], 2, 4
@@ -75,11 +82,12 @@ def main() -> None:
     ids = encode(setup.tokenizer, "\n\n".join(document.text for document in packaged_prose()))
     if ids.shape[1] < max(arguments.lengths):
         raise SystemExit(f"the packaged texts have only {ids.shape[1]} tokens")
+    caches = (*CACHES, REHEARSED) if arguments.rehearse else CACHES
     for length in arguments.lengths:
         some = ids[:, :length].to(setup.model.device)
-        for kind in CACHES:
+        for kind in caches:
             measure(setup, kind, arguments.kept, some, 2)
-        for repeat, kind in track(list(product(range(arguments.repeats), CACHES)), f"{length} tokens"):
+        for repeat, kind in track(list(product(range(arguments.repeats), caches)), f"{length} tokens"):
             timed = partial(measure, setup, kind, arguments.kept, some, arguments.new_tokens)
             results.row(timed, tokens=length, cache=kind, repeat=repeat)
     results.write()

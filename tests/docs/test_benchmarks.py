@@ -155,6 +155,16 @@ def test_budgets_are_measured_on_several_models(
     assert len(tables.budgets_table(found).splitlines()) == 2 + 2
 
 
+def test_the_cost_of_a_rehearsal_is_measured(
+    reader_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "found.json"
+    run(monkeypatch, "speed.py", "--quick", "--rehearse", "--model", reader_folder, "--json", file)
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    assert [row["cache"] for row in rows[:4]] == ["full", "streaming", "namm", "namm, rehearsed"]
+    assert "| 512 | namm, rehearsed | 2 | 0.25" in tables.speed_table({"rows": rows})
+
+
 def test_starting_is_measured_without_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(monkeypatch, "startup.py", "--quick", "--json", tmp_path / "found.json")
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))

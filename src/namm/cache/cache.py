@@ -160,7 +160,7 @@ class MemoryCache(Cache):
     ) -> Tensor:
         """Let the model read a text and repeat every block of it before that is decided on; all is decided on then.
 
-        For a text that is read once and asked often: it takes two to three times as long, and a block and
+        For a text that is read once and asked often: every token goes through the model twice, and a block and
         its repetition are held meanwhile. Afterwards the cache is as if there had been no repetition, but for what the
         policy made of it; see `namm.cache.rehearsal`.
 

@@ -7,7 +7,7 @@ token of the block goes into the policy's column `REHEARSED`, as in KVzip (arXiv
     rehearsed_j = max_i  exp(q_i . k_j) / sum_l exp(q_i . k_l)
 
 over the repetition's queries i, of all query heads of the KV head; l are the head's first tokens, the block, and the
-repetition up to i. Reading takes two to three times as long; a block and its repetition are held besides.
+repetition up to i. Every token goes through the model twice; a block and its repetition are held besides.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ RehearseOption = Annotated[
     bool,
     typer.Option(
         "--rehearse",
-        help="The model repeats what it reads before the policy decides: two to three times as long.",
+        help="The model repeats what it reads before the policy decides: a second pass over it.",
     ),
 ]
 TokensOption = Annotated[
