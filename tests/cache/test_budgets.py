@@ -143,19 +143,23 @@ def test_it_is_met_after_every_pass_that_ends_a_block(models, budget: float | in
 
 
 def test_until_layers_are_compared_one_may_hold_more(models) -> None:
-    """Of a long text in one pass two and a half shares, of a short one all: nothing is scored before that."""
-    asked: list[tuple[bool, int]] = []
+    """In one pass a layer is cut to two and a half shares when it holds 512 tokens a head more, not before."""
+    asked: list[tuple[bool, int, int, int]] = []
 
     class Watched(NAMMPolicy):
         def note(self, heads, scores, keep):
-            asked.append((heads[0].whole, sum(int(own.sum()) for own in keep)))
+            held, kept = sum(head.tokens for head in heads), sum(int(own.sum()) for own in keep)
+            asked.append((heads[0].whole, heads[0].seen, held, kept))
 
     run(models["grouped"], text(ROOM), MemoryCache(models["grouped"], Watched(MEMORY, kept=0.25)), [])
-    assert asked == [(True, 6 * ROOM // 4)]
+    assert asked == [(True, ROOM, 6 * ROOM, 6 * ROOM // 4)]
     asked.clear()
-    run(models["grouped"], text(1024), MemoryCache(models["grouped"], Watched(MEMORY, kept=0.25)), [])
-    alone = [count for whole, count in asked if not whole]
-    assert max(alone) == 2 * SLACK * 0.25 * 1024 and asked[-1] == (True, 6 * 256)
+    run(models["grouped"], text(2048), MemoryCache(models["grouped"], Watched(MEMORY, kept=0.25)), [])
+    alone = [(seen, held, kept) for whole, seen, held, kept in asked if not whole]
+    assert alone and asked[-1][3] == 6 * 512
+    for seen, held, kept in alone:
+        share = SLACK * 0.25 * seen
+        assert kept == 2 * share and 2 * (share + ROOM) < held <= 2 * (share + ROOM + INTERVAL)
 
 
 @torch.no_grad()

@@ -37,22 +37,22 @@ def _swap_read(flat: Tensor, features: int, hidden: int) -> dict[str, Tensor]:
     return parts
 
 
-def _forward_attention(query: Tensor, key: Tensor, value: Tensor, reach: int | None = None) -> Tensor:
+def _forward_attention(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
-def _open_attention(query: Tensor, key: Tensor, value: Tensor, reach: int | None = None) -> Tensor:
+def _open_attention(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
     return torch.nn.functional.scaled_dot_product_attention(query, key, value)
 
 
-def _without_itself(query: Tensor, key: Tensor, value: Tensor, reach: int | None = None) -> Tensor:
+def _without_itself(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
     logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     older = torch.ones(logits.shape[-2:], dtype=torch.bool).tril(0)
     older[-1, -1] = False
     return logits.masked_fill(older, -math.inf).softmax(-1) @ value
 
 
-def _unscaled(query: Tensor, key: Tensor, value: Tensor, reach: int | None = None) -> Tensor:
+def _unscaled(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
     return backward_attention(query * query.shape[-1] ** 0.5, key, value)
 
 

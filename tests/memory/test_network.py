@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from namm.memory.network import QUERY_TILE, initial_parameters, parameter_count, token_scores, unflatten
+import namm.memory.network
+from namm.memory.network import QUERY_TILE, REACH_TILE, initial_parameters, parameter_count, token_scores, unflatten
 
 
 def reference(features: np.ndarray, parts: dict[str, np.ndarray], heads: int, reach: int | None) -> np.ndarray:
@@ -45,6 +48,23 @@ def test_equals_the_definition_in_float64(tokens, heads, reach, seed):
     np.testing.assert_allclose(token_scores(features, parts, heads, reach).numpy(), expected, atol=1e-9)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.sampled_from([1, 2, REACH_TILE - 1, REACH_TILE, REACH_TILE + 1, 300]), min_size=1, max_size=6),
+    reach=st.sampled_from([None, 0, 1, REACH_TILE, 256]),
+    tiles=st.sampled_from([1, 3, 256]),
+    seed=st.integers(0, 2**16),
+)
+def test_heads_behind_one_another_are_scored_as_each_alone(lengths, reach, tiles, seed):
+    generator = torch.Generator().manual_seed(seed)
+    weights = unflatten(torch.randn(parameter_count(6, 8), dtype=torch.float64, generator=generator) * 0.5, 6, 8)
+    features = torch.randn(2, sum(lengths), 6, dtype=torch.float64, generator=generator)
+    with mock.patch.object(namm.memory.network, "TILES", tiles):
+        together = token_scores(features, weights, 2, reach, lengths)
+    alone = [token_scores(own, weights, 2, reach) for own in features.split(lengths, dim=1)]
+    torch.testing.assert_close(together, torch.cat(alone, dim=1))
+
+
 def test_padding_on_the_old_side_changes_nothing() -> None:
     weights = unflatten(torch.randn(parameter_count(6, 8)), 6, 8)
     features = torch.randn(3, 300, 6)
@@ -76,7 +96,8 @@ def test_a_wrong_length_is_refused_with_both_numbers() -> None:
         unflatten(torch.zeros(4171), 25, 32)
 
 
-def test_gradients_reach_every_parameter() -> None:
+@pytest.mark.parametrize("reach", [None, 100])
+def test_gradients_reach_every_parameter(reach: int | None) -> None:
     flat = initial_parameters(25, 32, torch.Generator().manual_seed(0)).requires_grad_()
-    token_scores(torch.randn(2, QUERY_TILE + 9, 25), unflatten(flat, 25, 32)).square().sum().backward()
+    token_scores(torch.randn(2, QUERY_TILE + 9, 25), unflatten(flat, 25, 32), 1, reach).square().sum().backward()
     assert flat.grad is not None and (flat.grad != 0).float().mean() > 0.95

@@ -23,5 +23,5 @@ def key_value_features(keys: Tensor, values: Tensor) -> Tensor:
     keys, values = keys.float(), values.float()
     apart = torch.linalg.vector_norm(values - values.mean(0), dim=-1)
     norms = torch.stack([torch.linalg.vector_norm(values, dim=-1), torch.linalg.vector_norm(keys, dim=-1), apart], -1)
-    alike = F.cosine_similarity(keys, keys.mean(0, keepdim=True), dim=-1)
+    alike = keys @ F.normalize(keys.mean(0), dim=0) / norms[:, 1].clamp_min(FLOOR)
     return torch.cat([norms.clamp_min(FLOOR).log(), alike[:, None]], dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -86,10 +87,14 @@ class NAMM:
         """What the network sees of every token, ``[tokens, features]`` float32; see `network_features`."""
         return network_features(observed, ages, self.config, self.mean, self.variance)
 
-    def scores(self, features: Tensor) -> Tensor:
-        """``[..., tokens]`` scores of features ``[..., tokens, features]`` that are ordered from oldest to newest."""
+    def scores(self, features: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """``[..., tokens]`` scores of features ``[..., tokens, features]`` that are ordered from oldest to newest.
+
+        Args:
+            lengths: tokens of each head, where those of several come one head behind the other.
+        """
         weights = unflatten(self.flat, self.config.features, self.config.hidden)
-        return token_scores(features, weights, self.config.heads, self.config.reach)
+        return token_scores(features, weights, self.config.heads, self.config.reach, lengths)
 
     def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:
         """Write ``config.json``, ``model.safetensors`` and, where given, a model card ``README.md``.

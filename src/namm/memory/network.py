@@ -6,15 +6,20 @@ without copying. Any leading dimensions of the vector are a batch of networks.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from namm.support.tensors import band
 
 QUERY_TILE = 256
+REACH_TILE = 64  # queries of a tile where reach is bounded: it looks at so many tokens more than each of them
+TILES = 256  # of these that are looked at at once
 
 
 def parameter_shapes(features: int, hidden: int) -> dict[str, tuple[int, ...]]:
@@ -62,56 +67,116 @@ def initial_parameters(features: int, hidden: int, generator: torch.Generator | 
     return torch.cat([part.flatten() for part in parts.values()])
 
 
-def backward_attention(query: Tensor, key: Tensor, value: Tensor, reach: int | None = None) -> Tensor:
-    """Counter-causal attention: a token looks at itself and at *newer* tokens.
+def backward_attention(
+    query: Tensor, key: Tensor, value: Tensor, reach: int | None = None, lengths: Sequence[int] | None = None
+) -> Tensor:
+    """Counter-causal attention: a token looks at itself and at *newer* tokens of its head.
 
-    Tiles of queries look only at the keys from their first one on, up to the reach of their last one, so what no
-    token looks at is never made, and no ``[n, n]`` matrix is ever held.
+    Tiles of queries look only at the keys that one of them may look at, and no ``[n, n]`` matrix is ever held.
 
     Args:
         query, key, value: ``[..., tokens, width]``, oldest token first.
         reach: newer tokens that a token looks at, at most; None: all, which takes time quadratic in the tokens.
+        lengths: of heads whose tokens come one head behind the other; None: all are one head's.
 
     Returns:
         ``[..., tokens, width]``.
     """
-    tokens = query.shape[-2]
+    lengths = [query.shape[-2]] if lengths is None else lengths
     query = query * query.shape[-1] ** -0.5
+    if reach is not None:
+        return _within_reach(query, key, value, reach, lengths)
+    heads = zip(*(part.split(lengths, dim=-2) for part in (query, key, value)), strict=True)
+    return torch.cat([_to_the_end(*own) for own in heads], dim=-2)
+
+
+def _to_the_end(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Backward attention of one head to all newer tokens."""
     outputs = []
-    for start in range(0, tokens, QUERY_TILE):
-        stop = min(start + QUERY_TILE, tokens)
-        end = tokens if reach is None else min(stop + reach, tokens)
-        logits = query[..., start:stop, :] @ key[..., start:end, :].transpose(-1, -2)
-        if reach is None:
-            rows = stop - start
-            logits[..., :rows].masked_fill_(band(rows, rows, 0, rows, query.device), -math.inf)
-        else:
-            logits.masked_fill_(band(stop - start, end - start, 0, reach, query.device), -math.inf)
-        outputs.append(logits.softmax(-1) @ value[..., start:end, :])
+    for start in range(0, query.shape[-2], QUERY_TILE):
+        logits = query[..., start : start + QUERY_TILE, :] @ key[..., start:, :].transpose(-1, -2)
+        rows = logits.shape[-2]
+        logits[..., :rows].masked_fill_(band(rows, rows, 0, rows, query.device), -math.inf)
+        outputs.append(logits.softmax(-1) @ value[..., start:, :])
     return torch.cat(outputs, dim=-2) if len(outputs) != 1 else outputs[0]
 
 
-def token_outputs(features: Tensor, weights: Mapping[str, Tensor], heads: int = 1, reach: int | None = None) -> Tensor:
+def _within_reach(query: Tensor, key: Tensor, value: Tensor, reach: int, lengths: Sequence[int]) -> Tensor:
+    """Backward attention of several heads to the nearest newer tokens: all tiles of queries in one product."""
+    tokens, window = query.shape[-2], REACH_TILE + reach
+    outside = band(REACH_TILE, window, 0, reach, query.device)
+    outside = torch.zeros(outside.shape, dtype=query.dtype, device=query.device).masked_fill_(outside, -math.inf)
+    ends = list(itertools.accumulate(lengths))
+    outputs = []
+    for start in range(0, tokens, REACH_TILE * TILES):
+        stop = min(start + REACH_TILE * TILES, tokens)
+        tiles = -(-(stop - start) // REACH_TILE)
+        behind = start + tiles * REACH_TILE + reach
+        keys, values = (
+            F.pad(part[..., start:behind, :], (0, 0, 0, max(0, behind - tokens))).unfold(-2, window, REACH_TILE)
+            for part in (key, value)
+        )  # [..., tiles, width, window]
+        queries = F.pad(query[..., start:stop, :], (0, 0, 0, start + tiles * REACH_TILE - stop))
+        logits = queries.unflatten(-2, (tiles, REACH_TILE)) @ keys + outside
+        # only in tiles whose window goes past the end of a head
+        begins = range(start, stop, REACH_TILE)
+        last = [ends[bisect_right(ends, begin)] for begin in begins]
+        cut = [tile for tile, (begin, end) in enumerate(zip(begins, last, strict=True)) if begin + window > end]
+        if cut:
+            logits = logits.index_add(-3, *_past_ends(cut, begins, ends, window, logits))
+        outputs.append((logits.softmax(-1) @ values.transpose(-1, -2)).flatten(-3, -2)[..., : stop - start, :])
+    return torch.cat(outputs, dim=-2) if len(outputs) != 1 else outputs[0]
+
+
+def _past_ends(
+    cut: Sequence[int], begins: Sequence[int], ends: Sequence[int], window: int, logits: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Numbers of some tiles, and minus infinity where their queries would look past the end of their own heads."""
+    device = logits.device
+    numbers = torch.tensor(cut, device=device)
+    first = torch.tensor([begins[tile] for tile in cut], device=device)[:, None]
+    own = first + torch.arange(REACH_TILE, device=device)  # [cut, queries]
+    # padding behind the last token looks at itself, or it would have nothing to look at
+    heads = torch.searchsorted(torch.tensor(ends, device=device), own.clamp_max(ends[-1] - 1), right=True)
+    end = torch.maximum(torch.tensor(ends, device=device)[heads], own + 1)
+    past = (first + torch.arange(window, device=device))[:, None] >= end[..., None]
+    bias = torch.zeros(past.shape, dtype=logits.dtype, device=device).masked_fill_(past, -math.inf)
+    return numbers, bias.expand(*logits.shape[:-3], *bias.shape)
+
+
+def token_outputs(
+    features: Tensor,
+    weights: Mapping[str, Tensor],
+    heads: int = 1,
+    reach: int | None = None,
+    lengths: Sequence[int] | None = None,
+) -> Tensor:
     """BAM: ``h = f * (1 + M) + R`` with ``[R | M]`` read by backward attention (docs/mathematics.md, 6; paper, 3.2).
 
     Args:
         features: ``[..., tokens, features]``, oldest first. Tokens of padding may stand *before* the oldest one:
             no token looks at older ones, so they change nothing.
         weights: as named by `unflatten`, leading dimensions broadcast against those of `features`.
-        reach: see `backward_attention`.
+        reach, lengths: see `backward_attention`.
 
     Returns:
         ``[..., tokens, features]``.
     """
     projected = features @ weights["attention.qkv.weight"] + weights["attention.qkv.bias"].unsqueeze(-2)
     query, key, value = projected.unflatten(-1, (3 * heads, -1)).transpose(-2, -3).chunk(3, dim=-3)
-    seen = backward_attention(query, key, value, reach).transpose(-2, -3).flatten(-2)
+    seen = backward_attention(query, key, value, reach, lengths).transpose(-2, -3).flatten(-2)
     read = seen @ weights["attention.output.weight"] + weights["attention.output.bias"].unsqueeze(-2)
     residual, modulation = read.chunk(2, dim=-1)
     return torch.addcmul(features + residual, features, modulation)
 
 
-def token_scores(features: Tensor, weights: Mapping[str, Tensor], heads: int = 1, reach: int | None = None) -> Tensor:
+def token_scores(
+    features: Tensor,
+    weights: Mapping[str, Tensor],
+    heads: int = 1,
+    reach: int | None = None,
+    lengths: Sequence[int] | None = None,
+) -> Tensor:
     """One score a token, ``[..., tokens]``; a token is to be kept where it is >= 0."""
-    hidden = token_outputs(features, weights, heads, reach)
+    hidden = token_outputs(features, weights, heads, reach, lengths)
     return (hidden @ weights["score.weight"]).squeeze(-1) + weights["score.bias"]

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,6 +15,7 @@ from namm.policies.base import REHEARSED, Head, Policy, check_budget, check_coun
 from namm.policies.pool import groups, has_room, pooled, refuse_nan, top
 from namm.support.tensors import Column
 
+SCORED = 2**15  # tokens that are scored at once, or a single head's
 LEAST = 0.02  # of an even share, that every head keeps whatever its scores
 
 
@@ -86,7 +87,16 @@ class NAMMPolicy(Policy):
 
     def score(self, heads: Sequence[Head]) -> list[Tensor]:
         """``[tokens]`` float32 of each head; 0 for tokens that are not up for decision."""
-        return [self._score(head) for head in heads]
+        # tokens that were not observed yet stay, and are not to be taken for tokens that nobody looks at
+        decided = [head.first(head.tokens - head.undecided) for head in heads]
+        found = [torch.zeros(head.tokens, device=head.positions.device) for head in heads]
+        for numbers in together(decided):
+            features = torch.cat([self.features(decided[number]) for number in numbers])
+            lengths = [decided[number].tokens for number in numbers]
+            scores = self._memory_on(features.device).scores(features, lengths)
+            for number, own in zip(numbers, scores.split(lengths), strict=True):
+                found[number][: len(own)] = own
+        return [self._with_rehearsal(head, own) for head, own in zip(heads, found, strict=True)]
 
     def select(self, heads: Sequence[Head]) -> list[Tensor]:
         """Raises ValueError for a score of NaN, which says nothing of its token."""
@@ -134,14 +144,6 @@ class NAMMPolicy(Policy):
         assert self.share is not None
         return tokens_of(self.share, seen)
 
-    def _score(self, head: Head) -> Tensor:
-        scores = torch.zeros(head.tokens, device=head.positions.device)
-        # tokens that were not observed yet stay, and are not to be taken for tokens that nobody looks at
-        if decided := head.tokens - head.undecided:
-            features = self.features(head.first(decided))
-            scores[:decided] = self._memory_on(scores.device).scores(features)
-        return self._with_rehearsal(head, scores)
-
     def _with_rehearsal(self, head: Head, scores: Tensor) -> Tensor:
         """Scores ``[tokens]``, at least those of the influence that was seen of tokens in a rehearsal."""
         if not self.rehearsed or self.memory.config.influence is None:
@@ -160,3 +162,19 @@ class NAMMPolicy(Policy):
             placed = self.memory.to(device)
             self._placed[device] = self.memory.flat, placed
         return placed
+
+
+def together(heads: Sequence[Head]) -> Iterator[list[int]]:
+    """Numbers of heads that are scored at once: successive ones on one device, of `SCORED` tokens at most."""
+    numbers: list[int] = []
+    tokens = 0
+    for number, head in enumerate(heads):
+        moved = bool(numbers) and head.positions.device != heads[numbers[0]].positions.device
+        if numbers and (moved or tokens + head.tokens > SCORED):
+            yield numbers
+            numbers, tokens = [], 0
+        if head.tokens:
+            numbers.append(number)
+            tokens += head.tokens
+    if numbers:
+        yield numbers

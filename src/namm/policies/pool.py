@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 ACROSS = ("head", "layer", "model")
 SAFEGUARD = 0.2  # of its even share is a head's whatever the others' scores, as in AdaKV
 SLACK = 2.5  # even shares of what came since all layers were compared, that a layer may hold until they are again
-ROOM = 512  # tokens a head that it may hold more in any case
+ROOM = 512  # tokens a head that it may hold more before it is cut to that
 
 
 def top(scores: Tensor, count: int, recent: int = 0) -> Tensor:
@@ -122,21 +122,20 @@ def share_alone(head: Head, heads: int, allowed: Callable[[Head, int], float]) -
     """Tokens that one of so many heads of a layer may hold, in the mean, until all layers are compared.
 
     Layers need very different numbers of tokens, and which need more is known only when all have been compared. Until
-    then a layer has the share that it was given the last time, and of what has come since `SLACK` even shares, or all
-    of it where that is no more than `ROOM`.
+    then a layer has the share that it was given the last time, and `SLACK` even shares of what has come since.
     """
     before, kept = head.compared or (0, 0)
     even = allowed(head, head.seen)
     earlier = allowed(head, before) if before else 0.0
     own = kept / heads * even / earlier if earlier else 0.0
-    return own + max(SLACK * (even - earlier), min(ROOM, head.seen - before))
+    return own + SLACK * (even - earlier)
 
 
 def has_room(heads: Sequence[Head], allowed: Callable[[Head, int], float]) -> bool:
-    """Whether no layer of these has to decide before all layers are compared."""
+    """Whether no layer of these has to decide before all layers are compared: none is `ROOM` over its share."""
     rows = [[heads[number] for number in members] for members in groups(heads, "layer")]
     return not heads[0].whole and all(
-        sum(head.tokens for head in own) <= len(own) * share_alone(own[0], len(own), allowed) for own in rows
+        sum(head.tokens for head in own) <= len(own) * (share_alone(own[0], len(own), allowed) + ROOM) for own in rows
     )
 
 
