@@ -6,10 +6,10 @@
 FOLDER holds the benchmarks' files, as for `namm eval --data`. A document that is too long loses its middle. It is read
 and decided on once under every policy, and then asked each of its questions by itself: the metric is the task's own, of
 what the model says (fewer tokens of it than published, by default), and the likelihood that of the reference's first
-tokens, exp of their mean log-probability. Documents are spread evenly over the file; a document's value is the mean
-over its questions.
+tokens, exp of their mean log-probability. Documents are those that `namm distill --train-split` never learns from,
+spread evenly over the file; a document's value is the mean over its questions.
 
-The memory aims at the fraction asked for; what it really kept of a document is the other rules' budget on it.
+Every rule is given the same fraction of the tokens.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from namm.evaluation.benchmarks.metrics import METRICS
 from namm.evaluation.replies import Prompt, prompt_of
 from namm.evaluation.run import prepare
 from namm.evaluation.suites import find_tasks
+from namm.tasks import Document, split_documents
 from namm.tasks.answering import padding_token, read
 from namm.tasks.encode import encode
 
@@ -58,6 +59,10 @@ def documents(task: Task, tokenizer: Any, arguments: Any) -> list[Asked]:
     about: dict[str, list[Question]] = {}
     for question in task.questions(Request(tokenizer, arguments.data, tokens=arguments.tokens)):
         about.setdefault(question.context, []).append(question)
+    if not arguments.every:
+        learned = split_documents([Document(context, context, "prose") for context in about], seed=0)["train"]
+        for document in learned:
+            del about[document.name]
     every = list(about.values())
     count = min(arguments.documents, len(every))
     found = []
@@ -97,6 +102,7 @@ def main() -> None:
     options = parser(__doc__, "answers")
     options.add_argument("--data", type=Path, required=True, help="folder with the benchmarks' files")
     options.add_argument("--tasks", nargs="+", default=list(TASKS), help="as --task of namm eval")
+    options.add_argument("--every", action="store_true", help="also documents that --train-split would learn from")
     options.add_argument("--documents", type=int, default=12, help="of each task, at most")
     options.add_argument("--questions", type=int, default=3, help="about each document, at most")
     options.add_argument("--tokens", type=int, default=3500, help="of document and question, at most")

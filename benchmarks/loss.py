@@ -4,7 +4,7 @@
     python benchmarks/loss.py --text FOLDER          # texts of your own
     python benchmarks/loss.py --model gemma3-270m --json benchmarks/results/loss-gemma.json
 
-The memory aims at the fraction asked for; what it really kept of a passage is the other rules' budget on that passage.
+Every rule is given the same fraction of the tokens.
 """
 
 from __future__ import annotations

@@ -159,8 +159,14 @@ class Measurements:
         self.journal = Journal(self.path.with_name(f".{self.path.stem}.journal.jsonl"))
 
     def row(self, measure: Callable[[], Row], **what: Any) -> Row:
-        """The measurement of `what`, made now unless a run that was stopped has made it; `what` is part of it."""
-        found = dict(self.journal.get(json.dumps([what, self.made], default=str), lambda: what | measure()))
+        """The measurement of `what`, made now unless a run that was stopped has made it; `what` is part of it.
+
+        What is measured of a hand-designed rule or of the full cache does not depend on a memory.
+        """
+        depends = {
+            name: own for name, own in self.made.items() if what.get("policy", "namm") == "namm" or name != "memory"
+        }
+        found = dict(self.journal.get(json.dumps([what, depends], default=str), lambda: what | measure()))
         del found["key"]
         self.rows.append(found)
         return found
@@ -168,8 +174,8 @@ class Measurements:
     def under_every_policy(self, measure: Callable[[str, float | None], Row], what: Row, arguments: Any) -> None:
         """Rows of the full cache, and at each of the fractions of the memory and of the other rules.
 
-        The memory aims at the fraction; what it really kept is the other rules' budget. Rows with ``equal: "bytes"``
-        are of a rule that got as many tokens as fit into the bytes that the memory held, by its own bytes a token.
+        All have the fraction as their budget, and their rows say what they kept. Rows with ``equal: "bytes"`` are of a
+        rule that got as many tokens as fit into the bytes that the memory held, by its own bytes a token.
 
         Args:
             measure: of a policy and its budget; its row has ``seen``, ``kept_fraction`` and ``held_bytes``.
@@ -179,10 +185,11 @@ class Measurements:
         for aim in arguments.fractions:
             own = self.row(partial(measure, "namm", aim), **what, policy="namm", aim=aim)
             for policy in arguments.policies:
-                its = self.row(partial(measure, policy, own["kept_fraction"]), **what, policy=policy, aim=aim)
+                its = self.row(partial(measure, policy, aim), **what, policy=policy, aim=aim)
                 if arguments.equal_bytes:
                     budget = at_equal_bytes(policy, its, own["held_bytes"])
-                    self.row(partial(measure, policy, budget), **what, policy=policy, aim=aim, equal="bytes")
+                    measured = partial(measure, policy, budget)
+                    self.row(measured, **what, policy=policy, aim=aim, equal="bytes", held=own["held_bytes"])
 
     def write(self) -> None:
         """Put the file in place; the journal of the run has then done its work."""

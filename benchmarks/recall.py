@@ -7,7 +7,7 @@
 Pass keys come in every wording of `namm.tasks.passkey.WORDINGS` and at six depths: 30 samples are one of each. In a
 chat the context is what the user says, and the question is what the assistant's answer begins with.
 
-The memory aims at the fraction asked for; what it really kept of a sample is the other rules' budget on that sample.
+Every rule is given the same fraction of the tokens.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class RefineConfig:
     fractions: tuple[float, float] = (0.15, 0.4)
     scored: int = 384
     recall: float = 1.0
-    stride: float = 0.4
+    stride: float = 0.2
     steps: int = 800
     batch: int = 12
     learning_rate: float = 2e-3
