@@ -94,8 +94,8 @@ SECTIONS = (
         lambda found: f"Loss after {unique(found['rows'], 'tokens')[0]:,} tokens: {on(found)}",
         "Rise in loss of the next tokens over the full cache's, nats a token. A passage is read, every rule "
         "forgets while it goes in and decides once more at its end; headings say how many passages there are of "
-        "each kind, where documents are fewer several from one. The other rules keep of each passage as many "
-        "tokens as `namm` did, and in the columns called equal as many as fit into the bytes that `namm` held. In "
+        "each kind, where documents are fewer several from one. Every rule has the same fraction of each "
+        "passage's tokens, and in the columns called equal as many as fit into the bytes that `namm` held. In "
         "brackets: on how many passages `namm` lost less than this rule; rises have long tails, and one passage "
         "can make most of a mean. `bytes` is everything the cache holds, the rule's own state included, over a "
         "full cache's keys and values.",

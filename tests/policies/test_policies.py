@@ -161,3 +161,21 @@ def test_scores_of_nan_are_refused_with_their_place():
         decide(NAMMPolicy(NAMM(NAMMConfig(update_interval=32)), offset=1e9), view)
     with pytest.raises(ValueError, match="offset is NaN"):
         NAMMPolicy(NAMM(), offset=float("nan"))
+
+
+@pytest.mark.parametrize("most", [1, 50, 2**15])
+def test_heads_scored_together_are_scored_as_each_alone(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a head with nothing to decide on among them; what is not up for decision counts 0."""
+    monkeypatch.setattr("namm.policies.namm.SCORED", most)
+    generator = torch.Generator().manual_seed(0)
+    policy = NAMMPolicy(NAMM(NAMMConfig(hidden=8, reach=16)))
+    heads = []
+    for index, (tokens, undecided) in enumerate([(40, 0), (7, 7), (1, 0), (90, 20)]):
+        columns = {name: torch.rand(tokens, *own.shape, generator=generator) for name, own in policy.state.items()}
+        columns["positions"] = torch.arange(tokens, dtype=torch.int32) * 2
+        heads.append(Head(0, 0, index, columns, 2 * tokens - 1, 0, undecided=undecided))
+    for head, found in zip(heads, policy.score(heads), strict=True):
+        (alone,) = policy.score([head])
+        torch.testing.assert_close(found, alone)
+        assert bool((found[head.tokens - head.undecided :] == 0).all())
+        assert head.undecided == head.tokens or bool((found[: head.tokens - head.undecided] != 0).all())
