@@ -1,5 +1,7 @@
 """Prefill and decode time of a memory beside a full cache and a sliding one, every repetition on its own.
 
+The memory reads the text in one call, and once more in pieces of 512 tokens, as the commands feed it.
+
     python benchmarks/speed.py                        # SmolLM2 at 1k, 4k and 8k tokens
     python benchmarks/speed.py --rehearse             # also of a memory to which the text is repeated
     python benchmarks/speed.py --model my/model --memory my/memory --device cuda --lengths 4096 32768
@@ -24,16 +26,18 @@ from transformers import DynamicCache
 import namm
 from namm.policies.names import make_policy
 from namm.tasks import packaged_prose
+from namm.tasks.answering import PIECE
 from namm.tasks.encode import encode, to_repeat
 
-CACHES = ("full", "streaming", "namm")
+PIECES = "namm, in pieces"
+CACHES = ("full", "streaming", "namm", PIECES)
 REHEARSED = "namm, rehearsed"
 
 
 def new_cache(setup: Setup, kind: str, kept: float) -> Any:
     if kind == "full":
         return DynamicCache(config=setup.model.config)
-    name = "namm" if kind == REHEARSED else kind
+    name = "namm" if kind in (REHEARSED, PIECES) else kind
     return namm.MemoryCache(setup.model, make_policy(name, kept, setup.memory, rehearse=kind == REHEARSED))
 
 
@@ -58,7 +62,8 @@ def measure(setup: Setup, kind: str, kept: float, ids: torch.Tensor, new_tokens:
     if kind == REHEARSED:
         cache.rehearse(ids, to_repeat(setup.tokenizer))
     else:
-        setup.model(ids, past_key_values=cache, logits_to_keep=1)
+        for piece in ids.split(PIECE if kind == PIECES else ids.shape[1], dim=1):
+            setup.model(piece, past_key_values=cache, logits_to_keep=1)
     prefilled = now()
     sizes = held(cache)
     decoding = now()

@@ -245,9 +245,30 @@ MUTATIONS = [
     Mutation(
         "the reach of the backward attention ends with its tile",
         "memory/network.py",
-        "min(stop + reach, tokens)",
-        "min(stop, tokens)",
+        "band(REACH_TILE, window, 0, reach, query.device)",
+        "band(REACH_TILE, window, 0, reach + 1, query.device)",
         ("tests/memory/test_network.py",),
+    ),
+    Mutation(
+        "a head's tokens look at the next head's",
+        "memory/network.py",
+        "if begin + window > end]",
+        "if begin > end]",
+        ("tests/memory/test_network.py",),
+    ),
+    Mutation(
+        "heads scored together are mixed up",
+        "policies/namm.py",
+        "for number, own in zip(numbers, scores.split(lengths), strict=True):",
+        "for number, own in zip(numbers[::-1], scores.split(lengths), strict=True):",
+        ("tests/policies/test_policies.py",),
+    ),
+    Mutation(
+        "a layer is cut in every block of a pass",
+        "policies/pool.py",
+        "allowed) + ROOM) for own",
+        "allowed)) for own",
+        ("tests/cache/test_budgets.py",),
     ),
     # learning
     Mutation(
@@ -409,6 +430,13 @@ MUTATIONS = [
         "learning/refine/rollout.py",
         "[[block[decision.head] for block in blocks]",
         "[[block[0] for block in blocks]",
+        (ROLLOUT,),
+    ),
+    Mutation(
+        "a rollout goes by the first threshold only",
+        "learning/refine/rollout.py",
+        "self.thresholds[min(self._block(head), len(self.thresholds) - 1)]",
+        "self.thresholds[0]",
         (ROLLOUT,),
     ),
     Mutation(
