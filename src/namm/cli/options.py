@@ -17,7 +17,7 @@ POLICIES = ("full", "namm", "streaming", "h2o", "l2", "tova", "snapkv", "keydiff
 PRESETS = ("cpu-demo", "cpu", "gpu")
 CONFIGS = ("gemma3-270m", "meta-llama-3-70b", "meta-llama-3-8b", "smollm2-135m")
 SUITES = ("offline", "longbench", "choubun", "leval", "infinitebench", "ruler", "needle")
-REFINE_BOUNDS, REFINE_RECALL = "300,300,100", 1.0
+REFINE_BOUNDS, REFINE_RECALL, REFINE_STRIDE = "300", 1.0, 0.2
 
 
 class Dtype(StrEnum):

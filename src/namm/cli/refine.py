@@ -20,7 +20,7 @@ def refine(
     ),
     text: options.TextOption = None,
     model: options.ModelsOption = None,
-    documents: Annotated[int, typer.Option(min=2, help="How many passages to read, in all rounds.")] = 108,
+    documents: Annotated[int, typer.Option(min=2, help="How many passages to read, in all rounds.")] = 36,
     lengths: Annotated[str, typer.Option(help="Their lengths in tokens, taken in turn.")] = "1280,1024,2048",
     bounds: Annotated[
         str, typer.Option(help="For each round of reading and learning the bound of what one token counts for.")
@@ -28,6 +28,9 @@ def refine(
     recall: Annotated[
         float, typer.Option(min=0.0, help="Weight of answers and quotations beside the passage itself.")
     ] = options.REFINE_RECALL,
+    stride: Annotated[
+        float, typer.Option(min=1e-6, help="How far scores are moved by what a decision saved.")
+    ] = options.REFINE_STRIDE,
     steps: Annotated[int, typer.Option(min=1, help="Steps of learning in each round.")] = 800,
     train_split: options.TrainSplitOption = False,
     library: options.LibraryOption = False,
@@ -43,7 +46,7 @@ def refine(
 
     check_output(output, inputs=[*(model or ()), find_memory(start), *(text or ())])
     limits = tuple(common.numbers(bounds, float, "--bounds"))
-    settings = RefineConfig(bounds=limits, recall=recall, steps=steps, seed=seed)
+    settings = RefineConfig(bounds=limits, recall=recall, stride=stride, steps=steps, seed=seed)
     memory = NAMM.from_pretrained(start)
     sources = common.sources_of(text, train_split, library)
     models = common.load_models(model, dtype, device)

@@ -32,7 +32,7 @@ class RefineConfig:
     Attributes:
         bounds: for each round the bound of advantages (see `advantage`). Rare tokens have the largest gains, and noise
             is as large: with 300 the memory learns to keep what may be asked for, with 100 what most of a text needs.
-            Each round has its share of the passages.
+            Each round has its share of the passages; one that reads few of them moves a memory by noise.
         fractions: kept while passages are read, anything between these two, so that the memory serves all sizes.
         scored: tokens of a passage whose divergence is looked at.
         recall: weight of the mean divergence on answers and quotations (which most tokens do nothing for) beside that
@@ -44,7 +44,7 @@ class RefineConfig:
         seed: of everything random.
     """
 
-    bounds: tuple[float, ...] = (300.0, 300.0, 100.0)
+    bounds: tuple[float, ...] = (300.0,)
     fractions: tuple[float, float] = (0.15, 0.4)
     scored: int = 384
     recall: float = 1.0
