@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from namm.tasks import Document, split_documents
 from namm.tasks.passkey import WORDINGS
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -117,6 +118,7 @@ def test_documents_are_read_once_and_asked_several_questions(
         "--model",
         reader_folder,
         *options,
+        "--every",
         "--policies",
         "h2o",
         "--equal-bytes",
@@ -136,6 +138,11 @@ def test_documents_are_read_once_and_asked_several_questions(
     lines = tables.answers_table(found).splitlines()[2:]
     assert len(lines) == 3 * 3 and lines[-1].startswith("| mean of tasks | h2o | 3 |")
     assert lines[0].endswith("| 1.00 ± 0.00 |  |") and render.origin(found).count("weights") == 2
+    run(monkeypatch, "answers.py", "--model", reader_folder, *options, "--policies", "--json", tmp_path / "held.json")
+    held = json.loads((tmp_path / "held.json").read_text(encoding="utf-8"))["rows"]
+    learned = split_documents([Document(str(n), row["input"], "prose") for n, row in enumerate(leval)], seed=0)["train"]
+    asked = {row["document"].split("/")[0] for row in held if row["task"] == "leval/meeting_summ"}
+    assert learned and asked and asked.isdisjoint(document.name for document in learned)
 
 
 def test_budgets_are_measured_on_several_models(
@@ -161,7 +168,8 @@ def test_the_cost_of_a_rehearsal_is_measured(
     file = tmp_path / "found.json"
     run(monkeypatch, "speed.py", "--quick", "--rehearse", "--model", reader_folder, "--json", file)
     rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
-    assert [row["cache"] for row in rows[:4]] == ["full", "streaming", "namm", "namm, rehearsed"]
+    kinds = ["full", "streaming", "namm", "namm, in pieces", "namm, rehearsed"]
+    assert [row["cache"] for row in rows] == 2 * kinds
     assert "| 512 | namm, rehearsed | 2 | 0.25" in tables.speed_table({"rows": rows})
 
 
