@@ -132,10 +132,9 @@ class NAMMPolicy(Policy):
             return [own + (self.offset or 0.0) for own in scores]
         found = list(scores)
         for members in groups(heads, self.across):
-            gone = [scores[number][~keep[number]] for number in members]
-            highest = [float(own.max()) for own in gone if len(own)]
-            lowest = [float(scores[number].min()) for number in members if len(scores[number])]
-            threshold = max(highest) if highest else min(lowest)
+            threshold = highest_gone(*([own[number] for number in members] for own in (scores, keep)))
+            if threshold is None:
+                threshold = min(float(scores[number].min()) for number in members if len(scores[number]))
             for number in members:
                 found[number] = scores[number] - threshold
         return found
@@ -162,6 +161,12 @@ class NAMMPolicy(Policy):
             placed = self.memory.to(device)
             self._placed[device] = self.memory.flat, placed
         return placed
+
+
+def highest_gone(scores: Sequence[Tensor], keep: Sequence[Tensor]) -> float | None:
+    """The highest score of a token that had to go, of several heads; None where none had to."""
+    gone = [own[~stays] for own, stays in zip(scores, keep, strict=True)]
+    return max((float(own.max()) for own in gone if len(own)), default=None)
 
 
 def together(heads: Sequence[Head]) -> Iterator[list[int]]:

@@ -24,7 +24,7 @@ from namm.memory import NAMM
 from namm.memory.features import observed
 from namm.policies import NAMMPolicy
 from namm.policies.base import Head
-from namm.policies.namm import LEAST
+from namm.policies.namm import LEAST, highest_gone
 from namm.policies.pool import top
 
 
@@ -69,8 +69,8 @@ class ReadingPolicy(NAMMPolicy):
 
     def note(self, heads: Sequence[Head], scores: Sequence[Tensor], keep: Sequence[Tensor]) -> None:
         if heads[0].whole:
-            gone = torch.cat([own[~stays] for own, stays in zip(scores, keep, strict=True)])
-            self.thresholds.append(float(gone.max()) if len(gone) else -math.inf)
+            gone = highest_gone(scores, keep)
+            self.thresholds.append(-math.inf if gone is None else gone)
 
 
 @torch.no_grad()
@@ -110,7 +110,7 @@ class RolloutPolicy(NAMMPolicy):
         if not self.thresholds:
             return super().choose(heads, scores)
         floors = [round(LEAST * self._allowed(head, head.seen)) for head in heads]
-        above = [int((margin > 0).sum()) for margin in self.margins(heads, scores, [])]
+        above = [int((own > self._threshold(head)).sum()) for head, own in zip(heads, scores, strict=True)]
         return [
             top(own, max(1, floor, count), recent=1) for own, floor, count in zip(scores, floors, above, strict=True)
         ]
@@ -118,10 +118,10 @@ class RolloutPolicy(NAMMPolicy):
     def margins(self, heads: Sequence[Head], scores: Sequence[Tensor], keep: Sequence[Tensor]) -> list[Tensor]:
         if not self.thresholds:
             return super().margins(heads, scores, keep)
-        return [
-            own - self.thresholds[min(self._block(head), len(self.thresholds) - 1)]
-            for head, own in zip(heads, scores, strict=True)
-        ]
+        return [own - self._threshold(head) for head, own in zip(heads, scores, strict=True)]
+
+    def _threshold(self, head: Head) -> float:
+        return self.thresholds[min(self._block(head), len(self.thresholds) - 1)]
 
     def _block(self, head: Head) -> int:
         return head.seen // self.memory.config.update_interval - 1
