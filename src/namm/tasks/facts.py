@@ -55,7 +55,15 @@ _FORMS = (
     "One of the special magic numbers for {name} is: {value}.",
     "{name}'s {thing} is {value}, and nobody else knows it.",
     "Note: {kind}{thing} = {value}.",
+    '"Write this down," said {name}, "the {kind}{thing} is {value}."',
+    "{name} paid with the {kind}{thing} {value}.",
+    "From tomorrow on {name} will use {value} as {thing}.",
+    "\n- {name}, {kind}{thing}: {value}\n",
+    '\n{slug} = "{value}"\n',
+    '\n"{slug}": "{value}",\n',
+    "\n# {thing} of {name}: {value}\n",
 )
+_MONTHS = ("January", "March", "April", "June", "August", "September", "November")
 
 
 @dataclass(frozen=True)
@@ -68,10 +76,10 @@ class Fact:
 
 
 def random_fact(rng: random.Random) -> Fact:
-    """A fact with a value that nobody could guess: digits, letters, a UUID or words.
+    """A fact with a value that nobody could guess: digits, letters, a UUID, words, a date, an amount or an address.
 
     >>> random_fact(random.Random(1))
-    Fact(statement='Note: vault code = 84606.', question='Note: vault code = ', answer='84606')
+    Fact(statement='\\n# vault code of Dmitri: 9549756\\n', question='\\n# vault code of Dmitri: ', answer='9549756')
     """
     value = rng.choice(
         (
@@ -82,10 +90,15 @@ def random_fact(rng: random.Random) -> Fact:
             lambda: str(uuid.UUID(int=rng.getrandbits(128))),
             lambda: "".join(rng.choice(_LETTERS) for _ in range(rng.randint(5, 8))),
             lambda: f"{rng.choice(NAMES)} {rng.choice(_KINDS).strip() or 'green'} {rng.choice(THINGS).split()[0]}",
+            lambda: f"{rng.randint(1, 28)} {rng.choice(_MONTHS)} {rng.randint(1800, 2100)}",
+            lambda: f"{rng.randint(10, 99_999) / 10:,.2f}",
+            lambda: f"0{rng.randint(100, 999)}-{rng.randint(10_000, 999_999)}",
+            lambda: f"{rng.choice(NAMES).lower()}{rng.randint(10, 999)}@{rng.choice(THINGS).split()[0]}.example",
         )
     )()
     form = rng.choice(_FORMS)
     words = {"kind": rng.choice(_KINDS), "thing": rng.choice(THINGS), "name": rng.choice(NAMES)}
+    words["slug"] = f"{words['kind']}{words['thing']}".replace(" ", "_")
     return Fact(form.format(**words, value=value), form.partition("{value}")[0].format(**words), value)
 
 

@@ -16,7 +16,7 @@ from namm.tasks.encode import encode
 
 QUESTIONS = 5  # asked of a passage
 QUOTE, CUE = 80, 16  # tokens of the passage to be quoted after it, and those of them that are given
-SHARE = 0.4  # of the heads at each update becomes examples
+HEADS = 32  # at each update become examples, about so many: a model of few heads must not teach by a handful
 SINK = 0.02  # mean attention from which on a token should stay: the credit of what attention rests on is noise
 SHARES = 5  # times an equal share of attention, where heads hold so few tokens that this is more
 
@@ -115,11 +115,12 @@ def run_probe(
         passage, recalled = divergence[: len(inside)].mean(), divergence[len(inside) :].mean()
         # a sum over blocks, as the answers are: a token counts the same in passages of any length
         ((probe.passage / interval - 1) * passage + recall * recalled).backward()
+    share = HEADS / sum(decision.block == 0 for decision in policy.decisions)
     examples = [
         example_of(memory, decision)
         for decision in policy.decisions
         if decision.block < probe.passage // interval - 1  # after the last, only what is recalled would count
-        if rng.random() < SHARE
+        if rng.random() < share
     ]
     return examples, Reading(passage.item(), recalled.item(), policy.kept_fraction())
 
