@@ -63,6 +63,9 @@ def add_comparison(made: argparse.ArgumentParser) -> None:
         "--equal-bytes", action="store_true", help="also give every rule as many bytes as the memory held"
     )
     made.add_argument("--rehearse", action="store_true", help="the memory sees the text repeated, as some rules do")
+    made.add_argument(
+        "--rules-from", type=Path, help="an earlier file: rules that it has are not measured again, only the memory"
+    )
 
 
 def rule(name: str) -> str:
@@ -147,6 +150,21 @@ def at_equal_bytes(name: str, row: Row, held_bytes: int) -> float:
     return min(1.0, tokens / row["seen"])
 
 
+def earlier_run(path: Path | None, made: Row) -> Row | None:
+    """An earlier run's file, whose rules need not be measured again.
+
+    Raises:
+        SystemExit: if it was of another model or with other versions.
+    """
+    if path is None:
+        return None
+    found: Row = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("model", "versions"):
+        if found.get(name) != json.loads(json.dumps(made.get(name))):
+            raise SystemExit(f"{path} has another {name} ({found.get(name)}): its rules can't be taken over")
+    return found
+
+
 class Measurements:
     """Rows of one benchmark, each on disk as soon as it is made: the same command again goes on where it stopped."""
 
@@ -156,6 +174,7 @@ class Measurements:
         self.made = made
         self.rows: list[Row] = []
         self.load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # what else the machine is doing
+        self.earlier = earlier_run(getattr(arguments, "rules_from", None), made)
         self.journal = Journal(self.path.with_name(f".{self.path.stem}.journal.jsonl"))
 
     def row(self, measure: Callable[[], Row], **what: Any) -> Row:
@@ -163,6 +182,9 @@ class Measurements:
 
         What is measured of a hand-designed rule or of the full cache does not depend on a memory.
         """
+        if (known := self._known(what)) is not None:
+            self.rows.append(known)
+            return known
         depends = {
             name: own for name, own in self.made.items() if what.get("policy", "namm") == "namm" or name != "memory"
         }
@@ -170,6 +192,14 @@ class Measurements:
         del found["key"]
         self.rows.append(found)
         return found
+
+    def _known(self, what: Row) -> Row | None:
+        """The row of a hand-designed rule that an earlier run has made of the same."""
+        if self.earlier is None or what.get("policy", "namm") in ("namm", "full"):
+            return None
+        same = what | {"equal": what.get("equal")}
+        rows: list[Row] = self.earlier["rows"]
+        return next((row for row in rows if all(row.get(name) == own for name, own in same.items())), None)
 
     def under_every_policy(self, measure: Callable[[str, float | None], Row], what: Row, arguments: Any) -> None:
         """Rows of the full cache, and at each of the fractions of the memory and of the other rules.
@@ -198,6 +228,8 @@ class Measurements:
             "date": datetime.date.today().isoformat(),
             "load": self.load,
         }
+        if self.earlier is not None:
+            head["rules_from"] = {name: self.earlier[name] for name in ("command", "date", "machine")}
         described = strict_json(head | self.made, indent=1).removesuffix("\n}")
         rows = ",\n  ".join(strict_json(row) for row in self.rows)
         write_atomically(self.path, f'{described},\n "rows": [\n  {rows}\n ]\n}}\n')

@@ -58,6 +58,8 @@ def origin(found: Row) -> str:
     if found.get("load") is not None:
         parts.append(f"load average when it began {found['load']:.1f}")
     parts.append(", ".join(f"{name} {version}" for name, version in versions.items()))
+    if rules := found.get("rules_from"):
+        parts.append(f"the rules' rows by `{rules['command']}`, {rules['date']}, on {rules['machine']['processor']}")
     return "; ".join(parts) + ".\n"
 
 

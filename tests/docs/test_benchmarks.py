@@ -214,3 +214,33 @@ def test_a_benchmark_that_was_stopped_goes_on(tmp_path: Path) -> None:
     other.write()
     assert not list(tmp_path.glob("*.journal.jsonl")) and (tmp_path / "found.json").exists()
     assert json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["rows"] == [{"passage": "a", "loss": 2.0}]
+
+
+def test_rules_of_an_earlier_run_are_not_measured_again(tmp_path: Path) -> None:
+    made: dict[str, Any] = {"versions": {"torch": "1"}, "machine": {"processor": "p", "threads": 1, "cores": 1}}
+    options = measuring.parser("", "found")
+    measuring.add_comparison(options)
+    wanted = ["--fractions", "0.25", "--policies", "h2o", "l2", "--json"]
+
+    def compared(out: str, policies: list[str], *more: str) -> tuple[dict[str, Any], list[str]]:
+        arguments: Any = options.parse_args([*wanted, str(tmp_path / out), "--policies", *policies, *more])
+        measured: list[str] = []
+
+        def measure(policy: str, budget: float | None) -> dict[str, Any]:
+            measured.append(policy)
+            return {"loss": len(out) + len(policy), "seen": 8, "kept_fraction": 0.25, "held_bytes": 100}
+
+        results = measuring.Measurements(arguments, made)
+        results.under_every_policy(measure, {"passage": "a"}, arguments)
+        results.write()
+        return json.loads((tmp_path / out).read_text(encoding="utf-8")), measured
+
+    first, _ = compared("one.json", ["h2o"])
+    second, measured = compared("second.json", ["h2o", "l2"], "--rules-from", str(tmp_path / "one.json"))
+    assert measured == ["full", "namm", "l2"]
+    assert [row for row in second["rows"] if row["policy"] == "h2o"] == [first["rows"][2]]
+    assert second["rules_from"]["command"] == first["command"]
+    assert first["command"] in render.origin(second)
+    made["versions"] = {"torch": "2"}
+    with pytest.raises(SystemExit, match="another versions"):
+        compared("third.json", ["h2o"], "--rules-from", str(tmp_path / "one.json"))
