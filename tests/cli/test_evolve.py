@@ -25,7 +25,7 @@ def arguments(tmp_path: Path, reader_folder: Path) -> list[str]:
     for number in range(12):
         (texts / f"{number}.txt").write_text(f"Text {number}. " + "The cat sat on the mat. " * 20)
     file = tmp_path / "evolution.toml"
-    file.write_text(f'model = "{reader_folder}"\nstart = "{tmp_path / "memory"}"\n' + SETTINGS + TASK)
+    file.write_text(f'models = ["{reader_folder}"]\nstart = "{tmp_path / "memory"}"\n' + SETTINGS + TASK)
     return ["evolve", str(tmp_path / "out"), "--config", str(file), "--text", str(texts)]
 
 

@@ -1,15 +1,17 @@
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 
-from namm.evolution import EvolveConfig, SampleSource, Stage, presets, read_config
+from namm.evolution import EvolveConfig, Stage, presets, read_config, read_sources
+from namm.evolution.samples import draw_for_all
 from namm.tasks import GENERATORS, Document
 
 STAGES = '[[stages]]\ntasks = ["pass_key"]\n'
 
 
-@pytest.mark.parametrize("name", ["cpu", "cpu-demo", "gpu"])
+@pytest.mark.parametrize("name", ["cpu", "cpu-demo", "gpu", "universal"])
 def test_presets_are_sound(name):
     assert name in presets()
     assert read_config(name).stages
@@ -33,7 +35,15 @@ def test_presets_are_sound(name):
         ("[[stages]]\ntasks = ['passkey']", "did you mean 'pass_key'"),
         ("[[stages]]\ntasks = []", "needs tasks"),
         ("strategy = 'adam'\n" + STAGES, "choose cma"),
-        ("metric = 'rouge'\n" + STAGES, "choose likelihood"),
+        ("metric = 'rouge'\n" + STAGES, "choose nats, likelihood"),
+        ("model = 'smollm2-135m'\n" + STAGES, "no key 'model'; did you mean 'models'"),
+        ("models = 'smollm2-135m'\n" + STAGES, "must be a list"),
+        ("models = []\n" + STAGES, "name at least one"),
+        ("models = ['a', 'b', 'a']\n" + STAGES, "each once"),
+        ("towards = 'other'\n" + STAGES, "towards = 'other' is for parameters = 'directions' only"),
+        ("rounds = 0\n" + STAGES, "rounds = 0: there must be at least 1"),
+        ("rounds = 5\n" + STAGES, "a sample of every task for each"),
+        ("tolerance = -0.1\n" + STAGES, "price and tolerance not negative"),
         ("sigma = 0.0\n" + STAGES, "sigma must be positive"),
         ("", "at least one"),
         ("seed = ", "Invalid value"),
@@ -77,7 +87,7 @@ def source(characters, tmp_path, tasks, count=30):
         (tmp_path / f"{document.name}.txt").write_text(document.text)
         (tmp_path / f"{document.name}.py").write_text("\n".join(f"x{document.name} = {j}" for j in range(99)))
     settings = EvolveConfig((Stage(tuple(tasks), (500,)),), text=(str(tmp_path),))
-    return settings.stages[0], SampleSource.read(settings, characters)
+    return settings.stages[0], read_sources(settings, {"smollm2-135m": characters})["smollm2-135m"]
 
 
 def test_splits_never_share_a_document(characters, tmp_path):
@@ -99,7 +109,7 @@ def test_splits_never_share_a_document(characters, tmp_path):
 def test_a_metric_without_its_package_is_refused_before_any_work(characters, monkeypatch):
     monkeypatch.setitem(sys.modules, "rouge", None)
     with pytest.raises(ImportError, match=r"rouge: pip install 'namm\[eval\]'"):
-        SampleSource.read(EvolveConfig((Stage(("pass_key",)),), metric="rouge_l"), characters)
+        read_sources(EvolveConfig((Stage(("pass_key",)),), metric="rouge_l"), {"smollm2-135m": characters})
 
 
 def test_samples_depend_on_their_label_only(characters, tmp_path):
@@ -111,3 +121,15 @@ def test_samples_depend_on_their_label_only(characters, tmp_path):
 def test_an_empty_split_is_refused_before_any_work(characters, tmp_path):
     with pytest.raises(ValueError, match="split 'validation'|split 'test'|split 'train'"):
         source(characters, tmp_path, ["continuation"], count=1)
+
+
+def test_every_model_gets_samples_from_its_own_source(characters, tmp_path):
+    stage, samples = source(characters, tmp_path, ["pass_key", "multi_key"])
+    both = {"a": samples, "b": replace(samples, seed=1)}
+    drawn = draw_for_all(both, stage, "train", 2, "x")
+    assert len({one.key for one in drawn}) == len(drawn) == 2 * 2 * 2
+    assert [(one.model, one.task, one.number) for one in drawn[:5]] == [
+        ("a", "pass_key", 0), ("a", "pass_key", 1), ("a", "multi_key", 0), ("a", "multi_key", 1), ("b", "pass_key", 0),
+    ]  # fmt: skip
+    for name, own in (("a", drawn[:4]), ("b", drawn[4:])):
+        assert [(one.task, one.sample) for one in own] == both[name].draw(stage, "train", 2, "x")

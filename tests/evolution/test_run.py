@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import math
 import os
 import shutil
@@ -15,7 +16,7 @@ import psutil
 import pytest
 import torch
 
-from evolution.runs import CONFIG, SETTINGS, evolution, memory, setup
+from evolution.runs import CONFIG, RACED, SETTINGS, evolution, heads, here, memory, setup
 from namm import NAMM, load_model
 from namm.evolution import Generation, Stage
 from namm.evolution.fitness import Score, Work
@@ -25,11 +26,19 @@ from namm.tasks import Sample
 
 
 @pytest.fixture(scope="module")
+def raced(reader_folder, tmp_path_factory):
+    """A run of two models in two rounds, in nats, along directions."""
+    model, tokenizer = load_model(reader_folder)
+    folder = tmp_path_factory.mktemp("raced")
+    return evolution(here(model, tokenizer, RACED), tokenizer, folder, RACED).run(), folder
+
+
+@pytest.fixture(scope="module")
 def uninterrupted(reader_folder, tmp_path_factory):
     model, tokenizer = load_model(reader_folder)
     folder = tmp_path_factory.mktemp("whole")
     history: list[Generation] = []
-    run = evolution(in_process(model, tokenizer, memory()), tokenizer, folder, report=history.append)
+    run = evolution(here(model, tokenizer), tokenizer, folder, report=history.append)
     return run.run(), history, folder
 
 
@@ -50,7 +59,7 @@ def test_a_run_goes_through_its_stages_and_saves_its_best(uninterrupted):
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(uninterrupted, reader_folder, tmp_path):
     outcome, history, _ = uninterrupted
     model, tokenizer = load_model(reader_folder)
-    whole = in_process(model, tokenizer, memory())
+    whole = here(model, tokenizer)
     left = 9  # samples, in the middle of a generation
 
     def stops(works):
@@ -77,6 +86,89 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(uninterrupted, reader_f
     assert len(lines) == len(set(lines)) == 9 + len(measured), "something was measured twice"
 
 
+def rows(folder: Path) -> dict[str, list]:
+    lines = map(json.loads, (folder / "journal.jsonl").read_text().splitlines())
+    return {row["key"]: row["scores"] for row in lines if "scores" in row}
+
+
+def test_weak_candidates_are_scored_on_the_first_round_only(raced):
+    outcome, folder = raced
+    found = rows(folder)
+    for model in (0, 1):
+        assert len(found[f"s0 g0 {model} pass_key 0"]) == 4
+        assert len(found[f"s0 g0 {model} pass_key 1"]) == 2
+        assert len(found[f"s0 g0 {model} continuation 0"]) == 5, "the start is asked about running text too"
+        assert len(found[f"s0 g0 {model} continuation 1"]) == 3
+    for generation in outcome.history:
+        assert generation.samples == 2 * 2 * (4 + 2)
+        dropped, survived = (sorted(generation.fitness)[half] for half in (slice(2), slice(2, 4)))
+        assert max(dropped) < min(survived)
+
+
+def test_all_candidates_of_a_generation_see_the_same_samples(raced, reader_folder, tmp_path):
+    """And another generation sees others."""
+    model, tokenizer = load_model(reader_folder)
+    seen: dict[str, set[tuple[str, str]]] = {}
+    whole = here(model, tokenizer, RACED)
+
+    def watches(works):
+        for work in works:
+            seen.setdefault(work.key, set()).add((work.model, work.sample.prompt))
+        yield from whole(works)
+
+    evolution(watches, tokenizer, tmp_path, RACED).run()
+    assert all(len(own) == 1 for own in seen.values())
+    assert seen["s0 g0 0 pass_key 0"] != seen["s0 g1 0 pass_key 0"]
+    assert {model for own in seen.values() for model, _ in own} == set(RACED.models)
+
+
+@pytest.mark.parametrize("left", [0, 5, 11, 20])
+def test_a_race_that_is_interrupted_ends_as_an_uninterrupted_one(raced, reader_folder, tmp_path, left):
+    """In a validation, in a first and in a second round; directions are measured once."""
+    outcome, folder = raced
+    model, tokenizer = load_model(reader_folder)
+    whole, recorded = here(model, tokenizer, RACED), []
+
+    def stops(works):
+        for number, result in enumerate(whole(works)):
+            if len(lines()) > left and number:
+                raise KeyboardInterrupt
+            yield result
+
+    def lines() -> list[str]:
+        return (tmp_path / "journal.jsonl").read_text().splitlines()
+
+    def records(one):
+        recorded.append(one.model)
+        return heads(one)
+
+    with pytest.raises(KeyboardInterrupt):
+        evolution(stops, tokenizer, tmp_path, RACED, record=records).run()
+    resumed = evolution(whole, tokenizer, tmp_path, RACED, record=records).run()
+    assert torch.equal(resumed.memory.flat, outcome.memory.flat)
+    assert resumed == replace(outcome, memory=resumed.memory)
+    assert sorted(recorded) == sorted(RACED.models)
+    assert sorted(lines()) == sorted((folder / "journal.jsonl").read_text().splitlines())
+
+
+def test_candidates_that_fail_in_a_race_are_the_only_ones_that_do(reader_folder, tmp_path):
+    """One fails at once, and both that go on fail then: what the fourth was worth stays, and the run goes on."""
+    model, tokenizer = load_model(reader_folder)
+    lost = Score(-math.inf, 1.0, "out of memory")
+
+    def breaks(works):
+        for key, scores in here(model, tokenizer, RACED)(works):
+            first = [lost, *scores[1:]] if key == "s0 g0 0 pass_key 0" else scores
+            yield key, [lost, lost] if key == "s0 g0 0 pass_key 1" else first
+
+    outcome = evolution(breaks, tokenizer, tmp_path, RACED).run()
+    told = outcome.history[0].fitness
+    assert told[0] == -math.inf and sum(map(math.isfinite, told)) == 1
+    assert [one.failed for one in outcome.history] == [3, 0, 0]
+    again = evolution(breaks, tokenizer, tmp_path, RACED).run()
+    assert torch.equal(again.memory.flat, outcome.memory.flat) and again.history == outcome.history
+
+
 def program(*arguments: object) -> list[str]:
     return [sys.executable, str(Path(__file__).parent / "runs.py"), *map(str, arguments)]
 
@@ -89,6 +181,19 @@ def test_kill_minus_nine_in_the_middle_of_a_generation(uninterrupted, reader_fol
     assert (tmp_path / "journal.jsonl").read_bytes().count(b"\n") == 7
     subprocess.run(program(reader_folder, tmp_path), env=environment, check=True)
     assert torch.equal(NAMM.from_pretrained(tmp_path).flat, outcome.memory.flat)
+
+
+def test_kill_minus_nine_in_the_second_round_of_a_race(reader_folder, tmp_path):
+    """The first generation's first round is the directions, four samples of a validation and two of the round."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    whole, halted = tmp_path / "whole", tmp_path / "halted"
+    subprocess.run(program(reader_folder, whole, 0, 0, 0, 1), env=environment, check=True)
+    killed = subprocess.run(program(reader_folder, halted, int(signal.SIGKILL), 7, 0, 1), env=environment)
+    assert killed.returncode == -signal.SIGKILL
+    assert "s0 g0 0 pass_key 1" in rows(halted) and "s0 g0 0 continuation 1" not in rows(halted)
+    subprocess.run(program(reader_folder, halted, 0, 0, 0, 1), env=environment, check=True)
+    assert (halted / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert (halted / "journal.jsonl").read_bytes() == (whole / "journal.jsonl").read_bytes()
 
 
 @pytest.mark.fault("C19", siblings="a parent that is killed, which can tell its workers nothing")
@@ -117,8 +222,9 @@ def killing(children, after: int):
     return progress, killed
 
 
-def test_a_worker_that_is_killed_loses_no_candidate(uninterrupted, reader_folder, tmp_path):
-    outcome, _, _ = uninterrupted
+@pytest.mark.parametrize("race", [False, True])
+def test_a_worker_that_is_killed_loses_no_candidate(uninterrupted, reader_folder, tmp_path, race):
+    settings = replace(RACED if race else SETTINGS, models=(str(reader_folder),))
     _, tokenizer = load_model(reader_folder)
     scorer = processes(setup(reader_folder), 2)
     mine = psutil.Process()
@@ -127,9 +233,12 @@ def test_a_worker_that_is_killed_loses_no_candidate(uninterrupted, reader_folder
         return [c for c in mine.children(recursive=True) if "spawn_main" in " ".join(c.cmdline())]
 
     progress, killed = killing(workers, after=1)
-    resumed = evolution(scorer, tokenizer, tmp_path, progress=progress).run()
+    found = evolution(scorer, tokenizer, tmp_path / "killed", settings, progress=progress).run()
     assert killed
-    assert torch.equal(resumed.memory.flat, outcome.memory.flat)
+    alone = here(*load_model(reader_folder), settings)
+    outcome = evolution(alone, tokenizer, tmp_path / "alone", settings).run() if race else uninterrupted[0]
+    assert torch.equal(found.memory.flat, outcome.memory.flat)
+    assert found.history == outcome.history
 
 
 class Deadly(NAMM):
@@ -168,7 +277,8 @@ def test_a_ray_worker_that_is_killed_loses_no_candidate(uninterrupted, reader_fo
     start = Deadly(CONFIG)
     start.log = tmp_path / "workers.log"
     scorer = ray_cluster(setup(reader_folder, start), "local")
-    resumed = evolution(scorer, tokenizer, tmp_path / "run").run()
+    settings = replace(SETTINGS, models=(str(reader_folder),))
+    resumed = evolution(scorer, tokenizer, tmp_path / "run", settings).run()
     assert (tmp_path / "workers.killed").exists(), "no Ray worker was killed"
     assert torch.equal(resumed.memory.flat, outcome.memory.flat)
 
@@ -182,21 +292,21 @@ def test_a_ray_worker_scores_with_the_model_of_its_run(reader, characters, reade
     shutil.copytree(reader_folder, tmp_path / "other")
     other.save_pretrained(tmp_path / "other")
     flats = memory().flat + torch.linspace(-3, 3, 4)[:, None]
-    work = Work(
-        "key", Sample("the cat sat on the mat and looked at the moon; " * 3, " the", " cat"), "likelihood", flats
-    )
-    for folder in (reader_folder, tmp_path / "other", reader_folder):
-        [(_, found)] = ray_cluster(setup(folder), "local")([work])
-        [(_, wanted)] = in_process(*load_model(folder), memory())([work])
-        assert [score.value for score in found] == pytest.approx([score.value for score in wanted], rel=1e-4)
-    changed = replace(setup(tmp_path / "other"), fingerprint="of before")
+    sample = Sample("the cat sat on the mat and looked at the moon; " * 3, " the", " cat")
+    work = Work("key", str(reader_folder), sample, "likelihood", flats)
+    both = replace(setup(reader_folder), models=setup(reader_folder).models | setup(tmp_path / "other").models)
+    for known in (setup(reader_folder), setup(tmp_path / "other"), both):
+        for name in known.models:
+            [(_, found)] = ray_cluster(known, "local")([replace(work, model=name)])
+            [(_, wanted)] = in_process({name: load_model(name)}, memory())([replace(work, model=name)])
+            assert [score.value for score in found] == pytest.approx([score.value for score in wanted], rel=1e-4)
     with pytest.raises(ValueError, match="finds another model under"):
-        list(ray_cluster(changed, "local")([work]))
+        list(ray_cluster(replace(both, models={str(reader_folder): "of before"}), "local")([work]))
 
 
 def test_early_stopping_ends_a_stage(reader, characters, tmp_path):
     settings = replace(SETTINGS, patience=1, validate_every=1, sigma=1e-9, stages=(Stage(("pass_key",), (70,), 1, 9),))
-    outcome = evolution(in_process(reader, characters, memory()), characters, tmp_path, settings).run()
+    outcome = evolution(here(reader, characters), characters, tmp_path, settings).run()
     assert len(outcome.history) < 9
 
 
@@ -204,7 +314,7 @@ def once(reader, characters):
     """Scores one sample and stops."""
 
     def run(works):
-        yield next(iter(in_process(reader, characters, memory())(works)))
+        yield next(iter(here(reader, characters)(works)))
         raise KeyboardInterrupt
 
     return run
@@ -216,7 +326,8 @@ def once(reader, characters):
     [
         ({"settings": replace(SETTINGS, seed=1)}, "settings"),
         ({"settings": replace(SETTINGS, population=6)}, "settings"),
-        ({"model": "another"}, "model"),
+        ({"models": {name: "another" for name in SETTINGS.models}}, "models"),
+        ({"towards": memory()}, "towards"),
         ({"start": NAMM(replace(CONFIG, update_interval=64))}, "start"),
     ],
 )
@@ -244,13 +355,13 @@ def test_a_first_try_that_fails_claims_nothing(reader, characters, tmp_path):
 def test_a_folder_of_something_else_is_refused(reader, characters, tmp_path):
     (tmp_path / "model.safetensors").write_text("of a model")
     with pytest.raises(ValueError, match="no run of namm .* wrote"):
-        evolution(in_process(reader, characters, memory()), characters, tmp_path)
+        evolution(here(reader, characters), characters, tmp_path)
 
 
 @pytest.mark.fault("A8", siblings="candidates that fail on different samples")
 @pytest.mark.parametrize("failing", [{0, 1, 2, 3}, {0, 1}])
 def test_a_generation_in_which_all_fail_ends_the_run(reader, characters, tmp_path, failing):
-    whole = in_process(reader, characters, memory())
+    whole = here(reader, characters)
 
     def breaks(works):
         for number, (key, scores) in enumerate(whole(works)):
@@ -271,4 +382,8 @@ def test_plot_events_and_card(uninterrupted, tmp_path):
         write_events(outcome.history, tmp_path)
     assert len(list(tmp_path.glob("events.*"))) == 1
     text = card(outcome, SETTINGS, "some words")
-    assert "population 4" in text and "5 generations, 20 candidates" in text and f"{outcome.gain[0]:+.3f}" in text
+    assert (
+        "population 4" in text
+        and "5 generations, 20 candidates in" in text.replace("\n", " ")
+        and f"{outcome.gain[0]:+.3f}" in text
+    )

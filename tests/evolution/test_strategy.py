@@ -61,6 +61,25 @@ def test_candidates_stay_the_same_until_they_are_judged(name):
     np.testing.assert_array_equal(strategy.ask(), strategy.ask())
 
 
+def test_snes_follows_the_natural_gradient_of_the_rank():
+    """Schaul et al. 2011, algorithm 1, with the utilities of Wierstra et al. 2014, table 1."""
+    strategy = make_strategy("snes", START, 0.2, 4, 3)
+    candidates = strategy.ask()
+    np.testing.assert_allclose(candidates[:2] + candidates[2:], 2 * np.stack([START, START]))
+    strategy.tell([1.0, 3.0, 2.0, -math.inf])
+    best = np.log(3) - np.log([1, 2])
+    utilities = np.array([*(best / best.sum()), 0, 0]) - 1 / 4
+    steps = (candidates[[1, 2, 0, 3]] - START) / 0.2
+    np.testing.assert_allclose(strategy.mean, START + 0.2 * utilities @ steps)
+    rate = (3 + math.log(6)) / (5 * math.sqrt(6))
+    sigmas = 0.2 * np.exp(rate / 2 * (utilities @ (steps**2 - 1)))
+    assert strategy.sigma == pytest.approx(float(np.exp(np.log(sigmas).mean())))
+
+
+def test_snes_beats_random_search():
+    assert sphere(run("snes", 40).mean[None])[0] > sphere(run("random", 40).mean[None])[0]
+
+
 def test_failed_candidates_are_worse_than_all_others():
     assert finite([1.0, -math.inf, 3.0, math.nan]) == [1.0, 0.0, 3.0, 0.0]
     assert finite([-math.inf, -math.inf]) == [-1.0, -1.0]

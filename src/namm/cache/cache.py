@@ -192,6 +192,7 @@ class MemoryCache(Cache):
         Args:
             rows: indices of the batch rows to decide on; None: all.
         """
+        self._forgetting[-1].compare()  # put off in a branch only
         for layer in self._forgetting:
             layer.settle(rows)
         decide(self.policy, [row for layer in self._forgetting for row in layer.rows])

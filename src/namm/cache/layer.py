@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -150,12 +151,13 @@ class MemoryLayer(CacheLayerMixin):
                     done[b] = span.stop
             self._decided |= any(row.due for row in self.rows)
             decide(self.policy, self.rows)
-        if self.every and self._decided and self.policy.trims:
-            self._compare()
+        self.compare()
         return outputs
 
-    def _compare(self) -> None:
-        """Have the heads of all layers decided on together; this is the last layer, and has decided on its own."""
+    def compare(self) -> None:
+        """Have the heads of all layers decided on together, where this is the last one and blocks ended since then."""
+        if not (self.every and self._decided and self.policy.trims):
+            return
         self._decided = False
         rows = [row for layer in self.every for row in layer.rows]
         for row in rows:
@@ -168,6 +170,12 @@ class MemoryLayer(CacheLayerMixin):
         if self._form is not None:
             for row in self.rows if rows is None else [self.rows[index] for index in rows]:
                 row.settle(self._form)
+
+    def continue_from(self, other: MemoryLayer) -> None:
+        """Hold under this layer's policy what another layer holds, which goes on by itself."""
+        self.rows = [replace(row.clone(), policy=self.policy) for row in other.rows]
+        self.seen_with_padding, self.is_initialized = other.seen_with_padding, other.is_initialized
+        self._decided, self._form = other._decided, other._form
 
     # what moves batch rows moves everything a row holds; `MemoryCache` moves what its layers share
 

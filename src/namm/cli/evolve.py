@@ -12,7 +12,10 @@ from namm.cli.console import console, errors, print_json
 from namm.cli.progress import Update, stages
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from namm.evolution import EvolveConfig, Generation, Outcome
+    from namm.evolution.samples import Drawn
     from namm.memory import NAMM
 
 
@@ -41,22 +44,29 @@ def evolve(
     settings = _settings(preset, config, start, text, generations, seed)
     check_folder(output, resume, [config, *settings.inputs()])
 
-    from namm.evolution import Evolution, SampleSource, report, starting_memory
+    from namm.evolution import Evolution, read_sources, report, starting_memory
+    from namm.evolution.directions import recorded_heads
+    from namm.memory import NAMM
     from namm.support.files import write_atomically
     from namm.support.fingerprints import model_fingerprint
 
     memory = starting_memory(settings.start)
-    network, tokenizer = common.load(settings.model, options.Dtype(settings.dtype), device)
-    source = SampleSource.read(settings, tokenizer)
-    own = model_fingerprint(network)
-    scorer = _scorer(settings, memory, network, tokenizer, workers, ray, device, own)
+    towards = NAMM.from_pretrained(settings.towards) if settings.towards else None
+    loaded = {name: common.load(name, options.Dtype(settings.dtype), device) for name in settings.models}
+    sources = read_sources(settings, {name: tokenizer for name, (_, tokenizer) in loaded.items()})
+    own = {name: model_fingerprint(network) for name, (network, _) in loaded.items()}
+    scorer = _scorer(settings, memory, loaded, workers, ray, device, own)
     with stages() as update:
 
         def samples(label: str, done: int, total: int) -> None:
             update("samples", done, total, label)
 
+        def record(one: Drawn) -> list[Tensor]:
+            return recorded_heads(*loaded[one.model], memory, one.sample, settings.share(memory))
+
+        more: Any = {"models": own, "record": record, "towards": towards}
         reporter = _reporter(settings, update)
-        outcome = Evolution(settings, memory, source, scorer, output, samples, reporter, model=own).run()
+        outcome = Evolution(settings, memory, sources, scorer, output, samples, reporter, **more).run()
     report.write_events(outcome.history, output / "tensorboard")
     report.plot(outcome, settings, output / "evolution.png")
     texts = ", ".join(settings.text) or "Python's standard library and the packaged demo.txt"
@@ -64,7 +74,7 @@ def evolve(
     if as_json:
         print_json(_summary(outcome, output))
     else:
-        _print_outcome(outcome, output)
+        _print_outcome(outcome, settings, output)
 
 
 def _settings(
@@ -110,18 +120,17 @@ def check_folder(output: Path, resume: bool, inputs: list[str | Path | None]) ->
 def _scorer(
     settings: EvolveConfig,
     memory: NAMM,
-    network: Any,
-    tokenizer: Any,
+    loaded: dict[str, Any],
     workers: int,
     ray: str | None,
     device: str | None,
-    own: str,
+    own: dict[str, str],
 ) -> Any:
     from namm.evolution.workers import Setup, in_process, processes, ray_cluster
 
     if ray is None and not workers:
-        return in_process(network, tokenizer, memory)
-    setup = Setup(settings.model, settings.dtype, device, memory, 1 if workers > 1 else None, fingerprint=own)
+        return in_process(loaded, memory)
+    setup = Setup(own, settings.dtype, device, memory, 1 if workers > 1 else None)
     return ray_cluster(setup, ray) if ray is not None else processes(setup, workers)
 
 
@@ -158,11 +167,14 @@ def _summary(outcome: Outcome, folder: Path) -> dict[str, object]:
     }
 
 
-def _print_outcome(outcome: Outcome, folder: Path) -> None:
+def _print_outcome(outcome: Outcome, settings: EvolveConfig, folder: Path) -> None:
+    from namm.evolution.objective import of_full_cache
+
     gain, spread = outcome.gain
+    best_known = f"{of_full_cache(settings.metric):g} = full cache"
     for number, (first, best) in enumerate(outcome.validation):
         console.print(f"stage {number}, validation fitness: start {first:.3f}, best mean {best:.3f}")
-    console.print(f"{len(outcome.final.scores)} test samples, used for nothing else (1 = full cache):")
+    console.print(f"{len(outcome.final.scores)} test samples, used for nothing else ({best_known}):")
     for name, tested in (("start", outcome.start), ("evolved", outcome.final)):
         console.print(f"  {name}: fitness {tested.fitness:.3f}, score {tested.value:.3f} at {tested.kept:.3f} kept")
     console.print(f"  difference of the scores {gain:+.3f} ± {spread:.3f} (95%, paired)")

@@ -14,7 +14,7 @@ import typer
 
 DEFAULT_MODEL, DEFAULT_MEMORY = "smollm2-135m", "universal"
 POLICIES = ("full", "namm", "streaming", "h2o", "l2", "tova", "snapkv", "keydiff", "expected", "kvzip", "random")
-PRESETS = ("cpu-demo", "cpu", "gpu")
+PRESETS = ("cpu-demo", "cpu", "gpu", "universal")
 CONFIGS = ("gemma3-270m", "meta-llama-3-70b", "meta-llama-3-8b", "smollm2-135m")
 SUITES = ("offline", "longbench", "choubun", "leval", "infinitebench", "ruler", "needle")
 REFINE_BOUNDS, REFINE_RECALL, REFINE_STRIDE = "300", 1.0, 0.2

@@ -1,8 +1,9 @@
 """Evolution: a memory for what it is for, the frozen model's results under eviction (paper, section 4)."""
 
 from namm.evolution.config import EvolveConfig, Stage, presets, read_config
-from namm.evolution.run import Evolution, Generation, Outcome
-from namm.evolution.samples import SampleSource
+from namm.evolution.outcome import Generation, Outcome
+from namm.evolution.run import Evolution
+from namm.evolution.samples import SampleSource, read_sources
 from namm.evolution.space import starting_memory
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "Stage",
     "presets",
     "read_config",
+    "read_sources",
     "starting_memory",
 ]

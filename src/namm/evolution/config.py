@@ -10,10 +10,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from namm.evolution.space import SCRATCH, SPACES
+from namm.evolution.objective import OBJECTIVES
+from namm.evolution.space import DIRECTIONS, SCRATCH, SPACES
 from namm.evolution.strategy import STRATEGIES
+from namm.memory import NAMM
 from namm.models.load import local_path
-from namm.tasks.metrics import LIKELIHOOD, METRICS
+from namm.tasks.metrics import LIKELIHOOD
 from namm.tasks.registry import check_task
 from namm.tasks.rows import read_utf8
 
@@ -49,16 +51,23 @@ class EvolveConfig:
 
     Attributes:
         stages: see `Stage`.
-        model: the frozen model, see `namm.load_model`.
-        dtype: of its weights.
+        models: the frozen models, see `namm.load_model`; fitness is the mean over them.
+        dtype: of their weights.
         start: a memory (shipped name, folder or hub id), or ``"scratch"``.
-        parameters: what evolves: ``"all"``, ``"scorer"`` or ``"gains"``, see `namm.evolution.space`.
-        strategy: ``"cma"``, ``"cma-separable"`` or ``"random"``. population, sigma: of it.
-        metric: ``"likelihood"`` of the reference answer, or a metric of the generated one: ``"exact"``, ``"f1"``.
+        parameters: what evolves: ``"all"``, ``"scorer"`` or ``"gains"``, see `namm.evolution.space`; or
+            ``"directions"``, few and strong ones, see `namm.evolution.directions`.
+        towards: another memory (as `start`), the way to which gives directions; empty: the start's own matrices do.
+        strategy: ``"cma"``, ``"cma-separable"``, ``"snes"`` or ``"random"``. population, sigma: of it.
+        rounds: parts of a generation's samples, after each of which the worse half of the candidates is dropped; 1:
+            all see all.
+        metric: ``"nats"`` or ``"likelihood"`` of the reference answer, see `namm.evolution.fitness.Score`, or a metric
+            of the generated one: ``"exact"``, ``"f1"``.
         kept: fraction to keep. From a start that keeps a fraction by itself (``config.kept``), every member keeps this
             one, and its scores count relative to one another only; from any other start, members keep what they score
             at least 0, as in the paper, and pay for what is above it.
         price: fitness lost for each unit kept above it.
+        tolerance: nats a token by which the loss of running text may rise more than under the start; what goes beyond
+            is charged steeply. For the metric ``"nats"``, where ``"continuation"`` is among the tasks.
         validation: samples of each task by which the best mean is chosen.
         validate_every: generations between.
         patience: validations without a better one before a stage ends early; 0: never.
@@ -68,16 +77,19 @@ class EvolveConfig:
     """
 
     stages: tuple[Stage, ...]
-    model: str = "smollm2-135m"
+    models: tuple[str, ...] = ("smollm2-135m",)
     dtype: str = "auto"
     start: str = "universal"
     parameters: str = "all"
+    towards: str = ""
     strategy: str = "cma"
     population: int = 32
     sigma: float = 0.065
+    rounds: int = 1
     metric: str = LIKELIHOOD
     kept: float = 0.25
     price: float = 1.0
+    tolerance: float = 0.01
     validation: int = 8
     validate_every: int = 2
     patience: int = 0
@@ -86,21 +98,26 @@ class EvolveConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("stages", "text"):
+        for name in ("stages", "models", "text"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        choices = {"parameters": tuple(SPACES), "strategy": STRATEGIES, "metric": (LIKELIHOOD, *METRICS)}
+        choices = {"parameters": (*SPACES, DIRECTIONS), "strategy": STRATEGIES, "metric": OBJECTIVES}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: choose {', '.join(allowed)}")
         if not self.stages:
             raise ValueError("an evolution needs at least one [[stages]]")
+        if not self.models or len(set(self.models)) < len(self.models):
+            raise ValueError(f"models = {list(self.models)}: name at least one, and each once")
+        if self.towards and self.parameters != DIRECTIONS:
+            raise ValueError(f"towards = {self.towards!r} is for parameters = {DIRECTIONS!r} only")
         if self.population < 2:
             raise ValueError(f"a population of {self.population} can't be compared; it must be at least 2")
-        if not (self.sigma > 0 and 0 < self.kept <= 1 and self.price >= 0):
-            raise ValueError("sigma must be positive, kept between 0 and 1, and price not negative")
+        if not 1 <= self.rounds <= min(stage.samples for stage in self.stages):
+            raise ValueError(f"rounds = {self.rounds}: there must be at least 1, and a sample of every task for each")
+        if not (self.sigma > 0 and 0 < self.kept <= 1 and self.price >= 0 and self.tolerance >= 0):
+            raise ValueError("sigma must be positive, kept between 0 and 1, price and tolerance not negative")
         if min(self.validation, self.validate_every, self.test) < 1 or self.patience < 0:
             raise ValueError("validation, validate_every and test must be at least 1, patience at least 0")
-
         if self.seed < 0:
             raise ValueError(f"seed = {self.seed}: a seed is 0 or more")
 
@@ -109,7 +126,11 @@ class EvolveConfig:
         tasks = {task for stage in self.stages for task in stage.tasks}
         files = [task.removeprefix("longbench:") for task in tasks if task.startswith("longbench:")]
         start = None if self.start == SCRATCH else self.start
-        return [*self.text, *files, start, local_path(self.model)]
+        return [*self.text, *files, start, self.towards or None, *map(local_path, self.models)]
+
+    def share(self, start: NAMM) -> float | None:
+        """The fraction that every candidate from a start keeps; None: each keeps what it scores at least 0."""
+        return None if start.config.kept is None else self.kept
 
     def at_most(self, generations: int) -> EvolveConfig:
         """The same with at most so many generations in each stage."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from namm.evolution.config import EvolveConfig
-from namm.evolution.run import Generation, Outcome, Tested
+from namm.evolution.objective import NATS, of_full_cache
+from namm.evolution.outcome import Generation, Outcome, Tested
 from namm.support.plotting import pyplot
 
 
@@ -43,7 +44,7 @@ def plot(outcome: Outcome, config: EvolveConfig, path: Path) -> None:
     top.plot(steps, [sum(g) / len(g) for g in good], label="its mean")
     checked = [(step, g.validation) for step, g in zip(steps, outcome.history, strict=True) if g.validation is not None]
     top.plot(*zip(*checked, strict=True), "o-", color="black", label="mean of the search, validation")
-    top.set_ylabel("fitness (1 = full cache)")
+    top.set_ylabel(f"fitness ({of_full_cache(config.metric):g} = full cache)")
     top.legend()
     bottom.plot(steps, [generation.kept for generation in outcome.history], label="kept")
     bottom.axhline(config.kept, linestyle="--", color="gray", label="target")
@@ -65,26 +66,31 @@ def card(outcome: Outcome, config: EvolveConfig, texts: str) -> str:
     gain, spread = outcome.gain
     count = len(outcome.final.scores)
     evaluations = sum(len(generation.fitness) for generation in outcome.history)
+    scored = sum(generation.samples for generation in outcome.history)
+    moved = f'"{config.parameters}"' + (f" towards {config.towards}" if config.towards else "")
     stages = "\n".join(
         f"| {number} | {', '.join(stage.tasks)} | {', '.join(map(str, stage.tokens))} | {stage.samples} |"
         for number, stage in enumerate(config.stages)
     )
+
+    floor = f", and what running text loses beyond {config.tolerance} nats a token" if config.metric == NATS else ""
+    best = of_full_cache(config.metric)
 
     def line(name: str, tested: Tested) -> str:
         return f"| {name} | {tested.value:.3f} | {tested.kept:.3f} | {tested.fitness:.3f} |"
 
     return f"""# An evolved memory
 
-Evolved on {config.model} from {config.start} with `namm evolve`: {config.strategy}, parameters "{config.parameters}",
-population {config.population}, sigma {config.sigma}, {len(outcome.history)} generations, {evaluations} candidates, seed
-{config.seed}. Texts: {texts}.
+Evolved on {", ".join(config.models)} from {config.start} with `namm evolve`: {config.strategy}, parameters {moved},
+population {config.population}, sigma {config.sigma}, {len(outcome.history)} generations, {evaluations} candidates in
+{config.rounds} rounds each, {scored} samples scored for one of them, seed {config.seed}. Texts: {texts}.
 
 | stage | tasks | tokens | samples of each task |
 | --- | --- | --- | --- |
 {stages}
 
-On {count} samples of the test split ({config.metric}, 1 = full cache), which nothing was chosen by (fitness:
-the score, less {config.price} for each unit kept above {config.kept}):
+On {count} samples of the test split, which nothing was chosen by (score: {config.metric}, {best:g} = full cache;
+fitness: the same by model and task, less {config.price} for each unit kept above {config.kept}{floor}):
 
 | memory | score | kept | fitness |
 | --- | --- | --- | --- |

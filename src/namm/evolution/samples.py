@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -13,10 +13,28 @@ from namm.support.fingerprints import fingerprint
 from namm.tasks import Document, Sample, packaged_prose, read_documents, split_documents, standard_library_documents
 from namm.tasks.encode import encode
 from namm.tasks.longbench import longbench_samples
-from namm.tasks.metrics import check_metric
+from namm.tasks.metrics import METRICS, check_metric
 from namm.tasks.registry import GENERATORS
 
 SPLITS = {"train": 0.6, "validation": 0.2, "test": 0.2}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A sample, where it is from, and for whom.
+
+    Attributes:
+        key: names it among those of one draw.
+        model: whose tokenizer cut it.
+        task: of the sample.
+        number: among those of its model and task.
+    """
+
+    key: str
+    model: str
+    task: str
+    number: int
+    sample: Sample
 
 
 @dataclass
@@ -33,24 +51,6 @@ class SampleSource:
     documents: dict[str, list[Document]]
     fixed: dict[str, dict[str, list[Sample]]]
     seed: int
-
-    @classmethod
-    def read(cls, config: EvolveConfig, tokenizer: PreTrainedTokenizerBase) -> SampleSource:
-        """Raises ValueError where a task has no documents or samples in one of the splits; see also `check_metric`."""
-        check_metric(config.metric)
-        if config.text:
-            documents = read_documents(*config.text)
-        else:
-            # held-out prose of the package stays held out
-            documents = standard_library_documents() + _chapters(packaged_prose("demo")[0])
-        tasks = {task for stage in config.stages for task in stage.tasks}
-        source = cls(tokenizer, split_documents(documents, seed=0, fractions=SPLITS), {}, config.seed)
-        for task in tasks - set(GENERATORS):
-            source.fixed[task] = _split_samples(longbench_samples(task.removeprefix("longbench:")))
-        for split in SPLITS:
-            for stage in config.stages:
-                source.draw(stage, split, 1, "check")
-        return source
 
     def draw(self, stage: Stage, split: str, count: int, label: str) -> list[tuple[str, Sample]]:
         """(task, sample), `count` of each task of the stage; another label gives other samples."""
@@ -88,6 +88,40 @@ class SampleSource:
             return sample
         ends = (ids[: tokens // 2], ids[len(ids) - (tokens - tokens // 2) :])
         return Sample("".join(str(self.tokenizer.decode(end)) for end in ends), sample.question, sample.answer)
+
+
+def read_sources(config: EvolveConfig, tokenizers: Mapping[str, PreTrainedTokenizerBase]) -> dict[str, SampleSource]:
+    """A source for each of the models, of the same texts, with the tokenizers by the models' names.
+
+    Raises:
+        ValueError: where a task has no documents or samples in one of the splits.
+        ImportError: see `check_metric`.
+    """
+    if config.metric in METRICS:
+        check_metric(config.metric)
+    if config.text:
+        documents = read_documents(*config.text)
+    else:
+        # held-out prose of the package stays held out
+        documents = standard_library_documents() + _chapters(packaged_prose("demo")[0])
+    split = split_documents(documents, seed=0, fractions=SPLITS)
+    files = {task for stage in config.stages for task in stage.tasks} - set(GENERATORS)
+    fixed = {task: _split_samples(longbench_samples(task.removeprefix("longbench:"))) for task in files}
+    sources = {name: SampleSource(tokenizers[name], split, fixed, config.seed) for name in config.models}
+    for name in SPLITS:
+        for stage in config.stages:
+            draw_for_all(sources, stage, name, 1, "check")
+    return sources
+
+
+def draw_for_all(sources: Mapping[str, SampleSource], stage: Stage, split: str, count: int, label: str) -> list[Drawn]:
+    """Of each model and task of a stage `count` samples; another label gives other ones."""
+    found = []
+    for place, (model, source) in enumerate(sources.items()):
+        for index, (task, sample) in enumerate(source.draw(stage, split, count, label)):
+            number = index % count
+            found.append(Drawn(f"{place} {task} {number}", model, task, number, sample))
+    return found
 
 
 def _split_samples(samples: Sequence[Sample]) -> dict[str, list[Sample]]:

@@ -74,6 +74,40 @@ class CMAES:
         self._asked = None
 
 
+class SNES:
+    """Separable natural evolution strategies (Schaul, Glasmachers and Schmidhuber 2011), with mirrored candidates.
+
+    Mean and step size of every dimension follow the natural gradient of the expected rank. With few candidates it
+    adapts more slowly than CMA-ES, and is misled by fewer of them.
+    """
+
+    def __init__(self, start: np.ndarray, sigma: float, population: int, seed: int) -> None:
+        self.mean: np.ndarray = np.array(start, dtype=np.float64)
+        self._sigmas = np.full(len(self.mean), float(sigma))
+        self._rate = (3 + math.log(len(self.mean))) / (5 * math.sqrt(len(self.mean)))
+        self._rng, self._population = np.random.default_rng(seed), population
+        weights = np.maximum(0.0, math.log(population / 2 + 1) - np.log(np.arange(1, population + 1)))
+        self._utilities = weights / weights.sum() - 1 / population  # of the best first
+        self._steps: np.ndarray | None = None
+
+    @property
+    def sigma(self) -> float:
+        return float(np.exp(np.log(self._sigmas).mean()))
+
+    def ask(self) -> np.ndarray:
+        if self._steps is None:
+            half = self._rng.standard_normal((-(-self._population // 2), len(self.mean)))
+            self._steps = np.concatenate([half, -half])[: self._population]
+        return self.mean + self._sigmas * self._steps
+
+    def tell(self, fitnesses: Sequence[float]) -> None:
+        assert self._steps is not None
+        steps = self._steps[np.argsort(-np.array(finite(fitnesses)), kind="stable")]
+        self.mean = self.mean + self._sigmas * (self._utilities @ steps)
+        self._sigmas = self._sigmas * np.exp(self._rate / 2 * (self._utilities @ (steps**2 - 1)))
+        self._steps = None
+
+
 class RandomSearch:
     """Normal perturbations of the start; the mean is the candidate of the best fitness so far. For comparison."""
 
@@ -98,7 +132,7 @@ class RandomSearch:
         self._asked = None
 
 
-STRATEGIES = ("cma", "cma-separable", "random")
+STRATEGIES = ("cma", "cma-separable", "snes", "random")
 
 
 def make_strategy(name: str, start: np.ndarray, sigma: float, population: int, seed: int) -> Strategy:
@@ -109,8 +143,8 @@ def make_strategy(name: str, start: np.ndarray, sigma: float, population: int, s
     """
     if population < 2:
         raise ValueError(f"a population of {population} can't be compared; it must be at least 2")
-    if name == "random":
-        return RandomSearch(start, sigma, population, seed)
+    if name in ("snes", "random"):
+        return (SNES if name == "snes" else RandomSearch)(start, sigma, population, seed)
     if name not in STRATEGIES:
         raise ValueError(f"unknown strategy {name!r}: choose {', '.join(STRATEGIES)}")
     return CMAES(start, sigma, population, seed, diagonal=name == "cma-separable")

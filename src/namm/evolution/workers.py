@@ -10,10 +10,10 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,64 +35,59 @@ class Setup:
     """What a worker needs to begin.
 
     Attributes:
-        model: as for `namm.load_model`.
+        models: names, as for `namm.load_model`, and the fingerprints that a worker must find under them.
         dtype: as for `namm.load_model`.
         device: as for `namm.load_model`.
         memory: the start.
         threads: to use, None: as torch likes.
-        fingerprint: of the model, which a worker must find under the same name.
     """
 
-    model: str
+    models: Mapping[str, str]
     dtype: str
     device: str | None
     memory: NAMM
     threads: int | None = None
-    fingerprint: str = field(kw_only=True)
+
+    def key(self, model: str) -> tuple[str, str, str | None, str]:
+        """What a model is loaded by."""
+        return model, self.dtype, self.device, self.models[model]
 
 
-def in_process(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, memory: NAMM) -> Map:
-    """Score here, one sample after the other."""
-    known: dict[bytes, float] = {}
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
+def in_process(models: Mapping[str, Loaded], memory: NAMM) -> Map:
+    """Score here, one sample after the other, with models by their names."""
 
     def run(works: Sequence[Work]) -> Iterator[tuple[str, Scores]]:
         for work in works:
-            yield work.key, score(model, tokenizer, memory, work, known)
+            yield work.key, score(*models[work.model], memory, work)
 
     return run
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """What a worker holds: a model, its tokenizer, and what its full cache scored."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    known: dict[bytes, float]
+_loaded: dict[tuple[str, str, str | None, str], Loaded] = {}  # of one run at most; a worker of Ray may serve several
 
 
-_loaded: dict[tuple[str, str, str | None, str], Loaded] = {}  # one at most; a worker of Ray may serve several runs
-
-
-def _load(setup: Setup) -> Loaded:
-    key = (setup.model, setup.dtype, setup.device, setup.fingerprint)
+def _load(setup: Setup, name: str) -> Loaded:
+    key = setup.key(name)
     if key not in _loaded:
-        _loaded.clear()
+        for other in _loaded.keys() - {setup.key(own) for own in setup.models}:
+            del _loaded[other]
         if setup.threads:
             torch.set_num_threads(setup.threads)
-        model, tokenizer = load_model(setup.model, dtype=setup.dtype, device=setup.device)
-        if model_fingerprint(model) != setup.fingerprint:
+        model, tokenizer = load_model(name, dtype=setup.dtype, device=setup.device)
+        if model_fingerprint(model) != setup.models[name]:
             raise ValueError(
-                f"a worker finds another model under {setup.model!r} than this run began with: "
+                f"a worker finds another model under {name!r} than this run began with: "
                 "give all machines the same files, and name a dtype"
             )
-        _loaded[key] = Loaded(model, tokenizer, {})
+        _loaded[key] = model, tokenizer
     return _loaded[key]
 
 
 def _score_in_worker(setup: Setup, work: Work) -> Scores:
-    loaded = _load(setup)
-    return score(loaded.model, loaded.tokenizer, setup.memory, work, loaded.known)
+    return score(*_load(setup, work.model), setup.memory, work)
 
 
 def _end_with_parent() -> None:

@@ -100,13 +100,22 @@ class NAMMPolicy(Policy):
 
     def select(self, heads: Sequence[Head]) -> list[Tensor]:
         """Raises ValueError for a score of NaN, which says nothing of its token."""
-        if self.trims and self.cap is None and has_room(heads, self._allowed):
+        if self._keeps_all(heads):
             return [torch.ones(head.tokens, dtype=torch.bool, device=head.positions.device) for head in heads]
         scores = self.score(heads)
         refuse_nan(heads, scores, "the memory", ", or the memory's weights are wild")
         keep = self.choose(heads, scores)
         self.note(heads, scores, keep)
         return keep
+
+    def untouched(self, tokens: int) -> int:
+        """How many of so many tokens, given in one call, come in before any may have to go, whatever the weights."""
+        interval = self.memory.config.update_interval
+        for end in range(interval, tokens + 1, interval):
+            head = Head(0, 0, 0, {"positions": torch.arange(end)}, end, interval, whole=False)
+            if not self._keeps_all([head]):
+                return max(1, end - 1)
+        return tokens
 
     def choose(self, heads: Sequence[Head], scores: Sequence[Tensor]) -> list[Tensor]:
         """``[tokens]`` bool of each head, from the scores of its tokens."""
@@ -138,6 +147,9 @@ class NAMMPolicy(Policy):
             for number in members:
                 found[number] = scores[number] - threshold
         return found
+
+    def _keeps_all(self, heads: Sequence[Head]) -> bool:
+        return self.trims and self.cap is None and has_room(heads, self._allowed)
 
     def _allowed(self, head: Head, seen: int) -> float:
         assert self.share is not None

@@ -99,7 +99,6 @@ def read(
     contexts: Sequence[Tensor],
     policy: Policy,
     *,
-    rows: int = 1,
     pad: int = 0,
     rehearse: Tensor | None = None,
 ) -> Reading:
@@ -107,33 +106,22 @@ def read(
 
     Args:
         contexts: ``[tokens]`` each, at least one token.
-        rows: of one context, so many batch rows; what comes before the first eviction is computed once.
         pad: token that fills up shorter contexts, see `padding_token`.
         rehearse: with a rehearsal, if the policy looks at one: the instruction, see `namm.tasks.encode.to_repeat`.
     """
-    if rows > 1 and len(contexts) > 1:
-        raise ValueError(f"rows={rows} are for one context, got {len(contexts)}")
     ids, mask = _left_padded(contexts, pad, model.device)
     cache = MemoryCache(model, policy)
-    rest, options = ids.expand(max(rows, len(ids)), -1), dict[str, Any]()
+    options = dict[str, Any]()
     if not bool(mask.all()):
         options = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
     if rehearse is not None and policy.rehearses:
-        mask = mask.expand(len(rest), -1)
-        logits = cache.rehearse(rest, rehearse, mask)
-        return Reading(model, cache, rest, mask, pad, logits, cache.stats())
-    if rows > 1:
-        shared = min(policy.update_interval or ids.shape[1], ids.shape[1]) - 1
-        if shared:
-            model(ids[:, :shared], past_key_values=cache, logits_to_keep=1)
-            cache.batch_repeat_interleave(rows)
-        rest = rest[:, shared:]
-    whole_text = not policy.trims or bool(options) or rows > 1  # else in pieces, so that little lies on top of a budget
-    for piece in [rest] if whole_text else rest.split(PIECE, dim=1):
+        logits = cache.rehearse(ids, rehearse, mask)
+        return Reading(model, cache, ids, mask, pad, logits, cache.stats())
+    whole_text = not policy.trims or bool(options)  # else in pieces, so that little lies on top of a budget
+    for piece in [ids] if whole_text else ids.split(PIECE, dim=1):
         logits = model(piece, past_key_values=cache, logits_to_keep=1, **options).logits[:, -1]
     cache.settle()
-    whole, seen = (part.expand(len(rest), -1) for part in (ids, mask))
-    return Reading(model, cache, whole, seen, pad, logits, cache.stats())
+    return Reading(model, cache, ids, mask, pad, logits, cache.stats())
 
 
 @dataclass(frozen=True)
