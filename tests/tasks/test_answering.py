@@ -4,28 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from namm import NAMM, NAMMConfig
-from namm.policies import H2O, Full, NAMMPolicy, Policy, Streaming, top
+from namm.policies import H2O, Full, Policy, Streaming, top
 from namm.policies.base import REHEARSED
 from namm.support.tensors import Column
 from namm.tasks import Sample
 from namm.tasks.answering import answer_score, padding_token, read, tail_loss
-
-POLICIES = [Full(), H2O(0.3, 32), Streaming(0.25, 1), NAMMPolicy(NAMM(NAMMConfig(update_interval=32)))]
-
-
-@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
-@pytest.mark.parametrize("context", [1, 20, 31, 32, 33, 100])
-def test_rows_of_one_prompt_are_that_prompt(tiny, ids, policy, context) -> None:
-    """Also where nothing comes before the first eviction, or nothing after it."""
-    question, answer = ids[0, context : context + 3], ids[0, context + 3 : context + 8]
-    alone, several = (read(tiny, [ids[0, :context]], policy, rows=rows) for rows in (1, 3))
-    assert several.stats.kept_fractions == alone.stats.kept_fractions * 3
-    torch.testing.assert_close(several.logits, alone.logits.expand(3, -1), atol=1e-4, rtol=1e-4)
-    (found, chosen), (wanted, best) = several.score(question, answer), alone.score(question, answer)
-    assert found.shape == chosen.shape == (3, 5)
-    torch.testing.assert_close(found, wanted.expand(3, -1), atol=1e-4, rtol=1e-4)
-    assert torch.equal(chosen, best.expand(3, -1))
 
 
 def test_a_question_may_be_left_out(tiny, ids) -> None:
@@ -61,8 +44,6 @@ def test_one_wrong_token_makes_an_answer_wrong(tiny, ids) -> None:
 
 def test_what_can_not_share_a_batch_is_refused(tiny, ids) -> None:
     contexts = [ids[0, :20], ids[0, :10]]
-    with pytest.raises(ValueError, match="one context, got 2"):
-        read(tiny, contexts, Full(), rows=4)
     with pytest.raises(ValueError, match="one length"):
         read(tiny, contexts, Full()).score(ids[0, 20:22], ids[0, 22:24])
 
@@ -124,8 +105,6 @@ def test_a_rehearsal_is_for_those_who_look_at_it(wild, ids) -> None:
     for row, context in enumerate(contexts):
         alone = read(wild, [context], Rehearsed(), rehearse=instruction)
         torch.testing.assert_close(together.logits[row], alone.logits[0], atol=1e-4, rtol=1e-3)
-        several = read(wild, [context], Rehearsed(), rehearse=instruction, rows=2)
-        torch.testing.assert_close(several.logits, alone.logits.expand(2, -1), atol=1e-4, rtol=1e-3)
         without = read(wild, [context], Rehearsed())
         assert not torch.allclose(
             alone.score(ids[0, :3], ids[0, 3:9])[0], without.score(ids[0, :3], ids[0, 3:9])[0], atol=1e-3
