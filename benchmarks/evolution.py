@@ -1,4 +1,4 @@
-"""Candidates scored a second: a population in one batched pass against its members one by one, in turns in one run.
+"""Candidates scored a second: what comes before the first eviction read once, against each reading for itself.
 
 python benchmarks/evolution.py
 python benchmarks/evolution.py --tokens 784 2064 --population 32 --device cuda
@@ -13,16 +13,16 @@ import torch
 from measuring import Measurements, Row, load, made_with, parser
 from rich.progress import track
 
-from namm.evolution.population import PopulationPolicy
+from namm.evolution.reading import SharedReading
 from namm.policies import NAMMPolicy
 from namm.tasks import packaged_prose, pass_key
-from namm.tasks.answering import answer_score, read
+from namm.tasks.answering import answer_score
 
 
 def main() -> None:
     options = parser(__doc__, "evolution")
-    options.add_argument("--tokens", type=int, nargs="+", default=[400, 784, 1296])
-    options.add_argument("--population", type=int, default=12)
+    options.add_argument("--tokens", type=int, nargs="+", default=[400, 784, 1024, 2064])
+    options.add_argument("--population", type=int, default=16)
     options.add_argument("--repeats", type=int, default=3)
     arguments = options.parse_args()
     if arguments.quick:
@@ -31,22 +31,23 @@ def main() -> None:
     results = Measurements(arguments, made_with(arguments, setup))
     memory = setup.memory
     noise = torch.randn(arguments.population, len(memory.flat), generator=torch.Generator().manual_seed(0))
-    flats = memory.flat + 0.01 * noise
+    policies = [NAMMPolicy(replace(memory, flat=flat), kept=0.25) for flat in memory.flat + 0.01 * noise]
     for tokens in arguments.tokens:
         sample = pass_key(packaged_prose("demo"), setup.tokenizer, tokens=tokens, seed=0)
         parts = sample.token_ids(setup.tokenizer)
 
         def measure(parts: tuple[torch.Tensor, ...] = parts) -> Row:
+            context, question, answer = parts
             started = time.perf_counter()
-            for flat in flats:
-                answer_score(setup.model, *parts, NAMMPolicy(replace(memory, flat=flat), kept=0.25))
+            for policy in policies:
+                answer_score(setup.model, context, question, answer, policy)
             between = time.perf_counter()
-            policy = PopulationPolicy(replace(memory, flat=flats), kept=0.25)
-            reading = read(setup.model, [parts[0][0]], policy, rows=len(flats))
-            reading.score(parts[1][0], parts[2][0])
-            return {"one_by_one_seconds": between - started, "batched_seconds": time.perf_counter() - between}
+            shared = SharedReading.of(setup.model, context[0], memory, 0.25)
+            for policy in policies:
+                shared.under(policy).score(question[0], answer[0])
+            return {"one_by_one_seconds": between - started, "shared_seconds": time.perf_counter() - between}
 
-        measure()  # warms up
+        answer_score(setup.model, *parts, policies[0])  # warms up
         for repeat in track(range(arguments.repeats), f"{tokens} tokens"):
             results.row(measure, tokens=tokens, population=arguments.population, repeat=repeat)
     results.write()

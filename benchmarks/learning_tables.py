@@ -7,20 +7,53 @@ from collections import defaultdict
 
 from tables import Row, interval, mean, middle, select, unique
 
+from namm.evolution.objective import RUNNING_TEXT
 from namm.support.plotting import markdown_table
 
 
 def search_table(found: Row) -> str:
+    """By strategy: gain on unseen tasks and the loss of running text of start and result, ± over seeds."""
     rows = found["rows"]
-    lines = []
+    gains = {(row["strategy"], row["seed"]): _unseen_gain(row["judged"]) for row in rows}
+    first, lines = rows[0]["strategy"], []
     for strategy in unique(rows, "strategy"):
         own = select(rows, strategy=strategy)
-        start, final = ([row[end]["fitness"] for row in own] for end in ("start", "final"))
-        gains = [after - before for before, after in zip(start, final, strict=True)]
-        counts = "/".join(str(count) for count in unique(own, "candidates"))
-        cells = (interval(start, ".3f"), interval(final, ".3f"), interval(gains, "+.3f"))
-        lines.append((strategy, counts, str(len(own)), *cells))
-    return markdown_table(("search", "candidates", "n", "fitness before", "fitness after", "gain"), lines)
+        counts = "/".join(f"{count:,}" for count in unique(own, "candidate_samples"))
+        before, after = ([_rise(row["judged"], end) for row in own] for end in ("start", "final"))
+        rises = [new - old for old, new in zip(before, after, strict=True)]
+        kept = [statistics.mean(one[end]["kept"] for row in own for one in row["judged"]) for end in ("start", "final")]
+        seeds = [seed for name, seed in gains if name == strategy and (first, seed) in gains]
+        less = [gains[first, seed] - gains[strategy, seed] for seed in seeds]
+        ahead = "" if strategy == first else interval(less, "+.3f")
+        cells = (interval([gains[strategy, row["seed"]] for row in own], "+.3f"), ahead)
+        losses = (interval(before, "+.4f"), interval(after, "+.4f"), interval(rises, "+.4f"))
+        lines.append((strategy, counts, str(len(own)), "/".join(f"{one:.3f}" for one in kept), *cells, *losses))
+    headings = ("search", "samples x candidates", "n", "kept before/after", "gain on unseen tasks, nats")
+    losses = ("rise in loss before", "after", "difference")
+    return markdown_table((*headings, f"{first} ahead by", *losses), lines)
+
+
+def _unseen_gain(judged: list[Row]) -> float:
+    """Mean over models of the mean over tasks of what the result scores above the start, nats a token."""
+    own = [row for row in judged if row["task"] != RUNNING_TEXT]
+
+    def of(model: str, task: str) -> float:
+        return statistics.mean(
+            row["final"]["value"] - row["start"]["value"] for row in select(own, model=model, task=task)
+        )
+
+    models = unique(own, "model")
+    return statistics.mean(
+        statistics.mean(of(model, task) for task in unique(select(own, model=model), "task")) for model in models
+    )
+
+
+def _rise(judged: list[Row], end: str) -> float:
+    """Rise in loss of running text over the full cache's, nats a token, mean over models of the mean over texts."""
+    own = select(judged, task=RUNNING_TEXT)
+    return statistics.mean(
+        statistics.mean(-row[end]["value"] for row in select(own, model=model)) for model in unique(own, "model")
+    )
 
 
 def population_table(found: Row) -> str:
@@ -28,9 +61,12 @@ def population_table(found: Row) -> str:
     lines = []
     for tokens in unique(rows, "tokens"):
         own = select(rows, tokens=tokens)
-        ratios = [row["one_by_one_seconds"] / row["batched_seconds"] for row in own]
-        lines.append((f"{tokens:,}", str(own[0]["population"]), str(len(own)), middle(ratios)))
-    return markdown_table(("tokens", "members", "n", "times as fast in one batch, median and range"), lines)
+        count = own[0]["population"]
+        rates = [[count / row[f"{way}_seconds"] for row in own] for way in ("one_by_one", "shared")]
+        ratios = [row["one_by_one_seconds"] / row["shared_seconds"] for row in own]
+        lines.append((f"{tokens:,}", str(count), str(len(own)), *map(middle, rates), middle(ratios)))
+    headings = ("tokens", "candidates", "n", "a second, one by one", "a second, read once", "times as fast")
+    return markdown_table(headings, lines)
 
 
 def ablation_table(found: Row) -> str:

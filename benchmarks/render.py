@@ -162,13 +162,17 @@ SECTIONS = (
     Section(
         "search",
         titled("Evolution beside random search"),
-        "From one start, on test samples that nothing was chosen by; n seeds.",
+        "From one start, n seeds, equally many samples scored for candidates. Judged on tasks that no stage has and on "
+        "texts that nothing was chosen by: the mean log-probability of the answer above the start's at equal kept "
+        "fraction, and the rise in loss of running text over the full cache's. ± over seeds, which have samples of their "
+        "own.",
         (search_table,),
     ),
     Section(
         "evolution",
-        titled("A population in one batch"),
-        "Candidates of an evolution scored together, beside one by one.",
+        titled("Candidates of an evolution"),
+        "Scored a second: the context read once until the first eviction, beside one by one from the beginning; median "
+        "and range.",
         (population_table,),
     ),
     Section("page", titled("The page of `namm inspect`"), "In Chromium without a window; one run.", (page_table,)),

@@ -1,59 +1,148 @@
-"""Evolution against random search from one start at equal numbers of candidates, over seeds, on test samples.
+"""Evolution against random search from one start, over seeds, judged on tasks and texts that nothing was chosen by.
 
 python benchmarks/search.py OUT                        # search.toml beside this file, three seeds
 python benchmarks/search.py OUT --config benchmarks/search-scratch.toml    # from a network that has learned nothing
-python benchmarks/search.py OUT --config cpu-demo      # a preset; hours on two cores
+python benchmarks/search.py OUT --config universal --seeds 0 1 2 3 4       # a preset; days on two cores
 
-Every run has its own folder in OUT; the same command again goes on where it stopped. Model and memory are those of the
+Every strategy scores equally many samples for candidates. Start and result keep the same fraction of the same samples,
+which are others for every seed: tasks that no stage has, on the packaged prose that nothing learned from and the
+library code that the search set aside, and running text of these.
+
+Every run has its own folder in OUT; the same command again goes on where it stopped. Models and memory are those of the
 configuration.
 """
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from measuring import Measurements, Row, Setup, made_with, parser
+import torch
+from measuring import Measurements, Row, described, parser, surroundings
 
 import namm
-from namm.evolution import Evolution, SampleSource, read_config, starting_memory
-from namm.evolution.workers import in_process
+from namm.evaluation.benchmarks.base import Request
+from namm.evaluation.benchmarks.ruler import RULER
+from namm.evolution import Evolution, EvolveConfig, SampleSource, read_config, read_sources, starting_memory
+from namm.evolution.directions import recorded_heads
+from namm.evolution.fitness import Work
+from namm.evolution.objective import NATS, RUNNING_TEXT
+from namm.evolution.workers import Loaded, Map, Setup, in_process, processes
+from namm.tasks import GENERATORS, Document, Sample, packaged_prose
+
+UNSEEN = (
+    "passage_retrieval",
+    "dialogue_topic",
+    "ruler/niah_single_3",
+    "ruler/niah_multikey_1",
+    "ruler/niah_multikey_3",
+)
 
 
 def main() -> None:
-    options = parser(__doc__, "search")
+    options = parser(__doc__, "search", model=False)
     options.add_argument("output", type=Path)
     options.add_argument(
         "--config", default=str(Path(__file__).with_name("search.toml")), help="a preset or a .toml file"
     )
-    options.add_argument("--strategies", nargs="+", default=["cma-separable", "random"])
+    options.add_argument("--strategies", nargs="+", help="the configuration's and random")
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options.add_argument("--generations", type=int, help="at most so many in each stage")
+    options.add_argument("--unseen", nargs="+", default=UNSEEN, help="tasks to be judged by, but for those of a stage")
+    options.add_argument("--samples", type=int, default=8, help="of each of these and each model, by seed")
+    options.add_argument("--workers", type=int, default=0, help="processes that score samples; 0: this one")
+    options.add_argument("--device", help="where the models run, for example cuda")
     arguments = options.parse_args()
     config = read_config(arguments.config)
     if arguments.quick:
-        arguments.seeds, arguments.generations = [0], 1
+        arguments.seeds, arguments.generations, arguments.samples = [0], 1, 1
     if arguments.generations is not None:
         config = config.at_most(arguments.generations)
-    arguments.model, arguments.memory = config.model, config.start
-    model, tokenizer = namm.load_model(config.model, device=arguments.device)
-    setup = Setup(model, tokenizer, starting_memory(config.start))
-    made = made_with(arguments, setup)
+    loaded = {name: namm.load_model(name, dtype=config.dtype, device=arguments.device) for name in config.models}
+    start = starting_memory(config.start)
+    made = {
+        "models": [described(name, model) for name, (model, _) in loaded.items()],
+        "memory": {"name": config.start, "fingerprint": start.fingerprint()},
+    } | surroundings(next(iter(loaded.values()))[0].device)
+    own = {described["name"]: described["fingerprint"] for described in made["models"]}
+    scorer = in_process(loaded, start)
+    if arguments.workers:
+        threads = 1 if arguments.workers > 1 else None
+        scorer = processes(Setup(own, config.dtype, arguments.device, start, threads), arguments.workers)
     results = Measurements(arguments, made)
-    scorer = in_process(model, tokenizer, setup.memory)
     for seed in arguments.seeds:
-        for strategy in arguments.strategies:
+        for strategy in arguments.strategies or dict.fromkeys([config.strategy, "random"]):
             settings = replace(config, seed=seed, strategy=strategy)
-            source = SampleSource.read(settings, tokenizer)
-            folder, own = arguments.output / f"{strategy}-{seed}", made["model"]["fingerprint"]
-            outcome = Evolution(settings, setup.memory, source, scorer, folder, model=own).run()
-            found: Row = {
-                "candidates": sum(len(generation.fitness) for generation in outcome.history),
-                "start": asdict(outcome.start),
-                "final": asdict(outcome.final),
-            }
-            results.row(lambda found=found: found, seed=seed, strategy=strategy, config=arguments.config)
+            search = partial(searched, settings, loaded, own, scorer, arguments)
+            results.row(search, seed=seed, strategy=strategy, config=arguments.config)
     results.write()
+
+
+def searched(
+    config: EvolveConfig,
+    loaded: Mapping[str, Loaded],
+    own: Mapping[str, str],
+    scorer: Map,
+    arguments: argparse.Namespace,
+) -> Row:
+    """One search, and what came of it."""
+    start = starting_memory(config.start)
+    towards = namm.NAMM.from_pretrained(config.towards) if config.towards else None
+    sources = read_sources(config, {name: tokenizer for name, (_, tokenizer) in loaded.items()})
+    folder = arguments.output / f"{config.strategy}-{config.seed}"
+    more: dict[str, Any] = {
+        "models": own,
+        "record": lambda one: recorded_heads(*loaded[one.model], start, one.sample, config.share(start)),
+        "towards": towards,
+    }
+    outcome = Evolution(config, start, sources, scorer, folder, **more).run()
+    tasks = [task for task in arguments.unseen if all(task not in stage.tasks for stage in config.stages)]
+    flats = torch.stack([start.flat, outcome.memory.flat])
+    works = {
+        f"{number}": (task, Work(f"{number}", model, sample, NATS, flats, config.share(start)))
+        for number, (model, task, sample) in enumerate(unseen(config, sources, tasks, arguments.samples))
+    }
+    judged = [
+        {"model": works[key][1].model, "task": works[key][0]}
+        | {name: asdict(one) for name, one in zip(("start", "final"), scores, strict=True)}
+        for key, scores in scorer([work for _, work in works.values()])
+        if scores is not None
+    ]
+    return {
+        "candidates": sum(len(generation.fitness) for generation in outcome.history),
+        "candidate_samples": sum(generation.samples for generation in outcome.history),
+        "start": asdict(outcome.start),
+        "final": asdict(outcome.final),
+        "judged": judged,
+    }
+
+
+def unseen(
+    config: EvolveConfig, sources: Mapping[str, SampleSource], tasks: list[str], count: int
+) -> Iterator[tuple[str, str, Sample]]:
+    """Model, task and sample, `count` of each task and of running text, by the configuration's seed."""
+    tokens = config.stages[-1].tokens
+    for model, source in sources.items():
+        code = [document for document in source.documents["test"] if document.kind == "code"]
+        texts = [*packaged_prose("heldout"), *code]
+        for task in [*tasks, RUNNING_TEXT]:
+            for number in range(count):
+                seed, length = config.seed * 1000 + number, tokens[number % len(tokens)]
+                if task in GENERATORS:
+                    yield model, task, GENERATORS[task](texts, source.tokenizer, tokens=length, seed=seed)
+                else:
+                    yield model, task, of_ruler(task, texts, source, length, seed)
+
+
+def of_ruler(task: str, texts: list[Document], source: SampleSource, tokens: int, seed: int) -> Sample:
+    """A sample of one of RULER's tasks."""
+    asked = Request(source.tokenizer, text=tuple(texts), tokens=tokens, samples=1, seed=seed)
+    (question,) = RULER[task].questions(asked)
+    return Sample(question.context, question.question, f" {question.answers[0]}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from namm.support.statistics import mean_interval
 from namm.tasks import Document, split_documents
 from namm.tasks.passkey import WORDINGS
 
@@ -185,17 +186,44 @@ def test_a_search_starts_every_strategy_alike(
 ) -> None:
     config = tmp_path / "small.toml"
     config.write_text(
-        f'model = "{reader_folder}"\nparameters = "scorer"\npopulation = 2\nvalidation = 1\ntest = 1\n'
-        '[[stages]]\ntasks = ["pass_key"]\ntokens = [300]\nsamples = 1\ngenerations = 2\n',
+        f'models = ["{reader_folder}"]\nparameters = "scorer"\npopulation = 2\nvalidation = 1\ntest = 1\n'
+        '[[stages]]\ntasks = ["pass_key"]\ntokens = [900]\nsamples = 1\ngenerations = 2\n',
         encoding="utf-8",
     )
     out, file = tmp_path / "out", tmp_path / "found.json"
     run(monkeypatch, "search.py", out, "--config", config, "--quick", "--json", file)
     rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
-    assert [row["strategy"] for row in rows] == ["cma-separable", "random"]
+    assert [row["strategy"] for row in rows] == ["cma", "random"]
     assert rows[0]["start"] == rows[1]["start"]
-    assert {row["candidates"] for row in rows} == {2}
-    assert learning_tables.search_table({"rows": rows}).splitlines()[-1].startswith("| random | 2 | 1 |")
+    assert {(row["candidates"], row["candidate_samples"]) for row in rows} == {(2, 2)}
+    judged = [[(one["task"], one["start"]["value"]) for one in row["judged"]] for row in rows]
+    assert judged[0] == judged[1] and {task for task, _ in judged[0]} > {"continuation", "ruler/niah_single_3"}
+    assert all(one["start"]["kept"] == one["final"]["kept"] for row in rows for one in row["judged"])
+    assert learning_tables.search_table({"rows": rows}).splitlines()[-1].startswith("| random | 2 | 1 | 0.25")
+
+
+def test_a_search_is_told_by_its_gain_on_unseen_tasks_and_its_loss() -> None:
+    def row(strategy: str, seed: int, gain: float, rise: float) -> dict[str, Any]:
+        def one(model: str, task: str, before: float, after: float) -> dict[str, Any]:
+            ends = {"start": {"value": before, "kept": 0.25}, "final": {"value": after, "kept": 0.25}}
+            return {"model": model, "task": task} | ends
+
+        judged = [one("a", "x", -1.0, -1.0 + gain), one("a", "x", -1.0, -1.0 + gain), one("a", "y", 0.0, 0.0)]
+        judged += [one("b", "x", -1.0, -1.0 + 3 * gain), one("b", "continuation", -0.01, -0.01 - rise)]
+        return {"strategy": strategy, "seed": seed, "candidate_samples": 1200, "judged": judged}
+
+    rows = [
+        row("cma", 0, 0.12, 0.0),
+        row("random", 0, 0.02, 0.02),
+        row("cma", 1, 0.3, 0.02),
+        row("random", 1, 0.0, 0.02),
+    ]
+    *_, cma, random = learning_tables.search_table({"rows": rows}).splitlines()
+    by_seed, _ = mean_interval([1.75 * 0.12, 1.75 * 0.3])
+    assert cma.startswith(f"| cma | 1,200 | 2 | 0.250/0.250 | {by_seed:+.3f} ± ")
+    assert "| +0.0100 ± 0.0000 | +0.0200 ± " in cma and "| +0.0300 ± 0.0000 | +0.0200 ± 0.0000 |" in random
+    ahead = (1.75 * (0.12 - 0.02) + 1.75 * 0.3) / 2
+    assert f"| {ahead:+.3f} ± " in random
 
 
 def test_a_benchmark_that_was_stopped_goes_on(tmp_path: Path) -> None:
