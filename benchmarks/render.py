@@ -164,8 +164,7 @@ SECTIONS = (
         titled("Evolution beside random search"),
         "From one start, n seeds, equally many samples scored for candidates. Judged on tasks that no stage has and on "
         "texts that nothing was chosen by: the mean log-probability of the answer above the start's at equal kept "
-        "fraction, and the rise in loss of running text over the full cache's. ± over seeds, which have samples of their "
-        "own.",
+        "fraction, and the rise in loss of running text over the full cache's. ± over seeds, each on its own samples.",
         (search_table,),
     ),
     Section(

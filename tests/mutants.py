@@ -32,6 +32,7 @@ PROBE = "tests/learning/test_probe.py"
 ROLLOUT = "tests/learning/test_rollout.py"
 PASSAGES = "tests/learning/test_passages.py"
 DESCENT = "tests/learning/test_descent.py"
+EVOLUTION = "tests/evolution/test_run.py"
 
 MUTATIONS = [
     # those that no test noticed once
@@ -516,6 +517,55 @@ MUTATIONS = [
         "worst = min(good, default=0.0) - 1.0",
         "worst = max(good, default=0.0)",
         ("tests/evolution/test_strategy.py",),
+    ),
+    Mutation(
+        "the worse half of a race goes on",
+        "evolution/race.py",
+        "key=lambda number: -values[number]",
+        "key=lambda number: values[number]",
+        ("tests/evolution/test_race.py",),
+    ),
+    Mutation(
+        "every round of a race sees the samples of those before again",
+        "evolution/run.py",
+        "one.number % self.config.rounds == number",
+        "one.number <= number",
+        (f"{EVOLUTION}::test_weak_candidates_are_scored_on_the_first_round_only",),
+    ),
+    Mutation(
+        "one model's text pays for another's",
+        "evolution/fitness.py",
+        "mean(max(0.0, excess(asked) - config.tolerance) for asked in by_model)",
+        "max(0.0, excess(results) - config.tolerance)",
+        ("tests/evolution/test_fitness.py",),
+    ),
+    Mutation(
+        "running text is measured against the first candidate",
+        "evolution/measure.py",
+        "torch.cat([self.start.flat[None], flats])",
+        "torch.cat([flats[:1], flats])",
+        (f"{EVOLUTION}::test_all_candidates_of_a_generation_see_the_same_samples",),
+    ),
+    Mutation(
+        "a branch never compares its layers",
+        "cache/cache.py",
+        "        self._forgetting[-1].compare()  # put off in a branch only\n",
+        "",
+        ("tests/cache/test_branch.py", "tests/evolution/test_reading.py"),
+    ),
+    Mutation(
+        "what is read for all goes on into the first eviction",
+        "policies/namm.py",
+        "return max(1, end - 1)",
+        "return end",
+        ("tests/evolution/test_reading.py",),
+    ),
+    Mutation(
+        "a shift of all scores counts as a change where a fraction is kept",
+        "evolution/directions.py",
+        "change.std() if start.config.kept else change.square().mean().sqrt()",
+        "change.square().mean().sqrt()",
+        ("tests/evolution/test_directions.py",),
     ),
     Mutation(
         "averages decay by a hop, however many queries came",

@@ -114,6 +114,8 @@ def test_all_candidates_of_a_generation_see_the_same_samples(raced, reader_folde
     def watches(works):
         for work in works:
             seen.setdefault(work.key, set()).add((work.model, work.sample.prompt))
+            if " continuation " in work.key:
+                assert torch.equal(work.flats[0], memory().flat), "running text is not measured against the start"
         yield from whole(works)
 
     evolution(watches, tokenizer, tmp_path, RACED).run()

@@ -35,7 +35,7 @@ class SharedReading:
 
     What is observed of a token does not depend on a memory's weights, so the part is the same for all memories of one
     configuration that keep alike. Where a fraction is kept, layers have room for 512 tokens a head more, and contexts
-    of some 1,300 tokens are read as a whole before any of them goes.
+    of more than a thousand tokens are read as a whole before any of them goes.
 
     Attributes:
         ids: ``[1, tokens]``, the whole context.
