@@ -19,10 +19,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from measuring import Measurements, Row, described, parser, surroundings
+from torch import Tensor
 
 import namm
 from namm.evaluation.benchmarks.base import Request
@@ -31,6 +31,7 @@ from namm.evolution import Evolution, EvolveConfig, SampleSource, read_config, r
 from namm.evolution.directions import recorded_heads
 from namm.evolution.fitness import Work
 from namm.evolution.objective import NATS, RUNNING_TEXT
+from namm.evolution.samples import Drawn
 from namm.evolution.workers import Loaded, Map, Setup, in_process, processes
 from namm.tasks import GENERATORS, Document, Sample, packaged_prose
 
@@ -91,15 +92,13 @@ def searched(
 ) -> Row:
     """One search, and what came of it."""
     start = starting_memory(config.start)
-    towards = namm.NAMM.from_pretrained(config.towards) if config.towards else None
     sources = read_sources(config, {name: tokenizer for name, (_, tokenizer) in loaded.items()})
     folder = arguments.output / f"{config.strategy}-{config.seed}"
-    more: dict[str, Any] = {
-        "models": own,
-        "record": lambda one: recorded_heads(*loaded[one.model], start, one.sample, config.share(start)),
-        "towards": towards,
-    }
-    outcome = Evolution(config, start, sources, scorer, folder, **more).run()
+
+    def record(one: Drawn) -> list[Tensor]:
+        return recorded_heads(*loaded[one.model], start, one.sample, config.share(start))
+
+    outcome = Evolution(config, start, sources, scorer, folder, models=own, record=record).run()
     tasks = [task for task in arguments.unseen if all(task not in stage.tasks for stage in config.stages)]
     flats = torch.stack([start.flat, outcome.memory.flat])
     works = {

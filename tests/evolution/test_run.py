@@ -19,9 +19,11 @@ import torch
 from evolution.runs import CONFIG, RACED, SETTINGS, evolution, heads, here, memory, setup
 from namm import NAMM, load_model
 from namm.evolution import Generation, Stage
+from namm.evolution.directions import directions
 from namm.evolution.fitness import Score, Work
 from namm.evolution.report import card, plot, write_events
 from namm.evolution.workers import in_process, processes, ray_cluster
+from namm.memory.files import MemoryFileError
 from namm.tasks import Sample
 
 
@@ -151,6 +153,22 @@ def test_a_race_that_is_interrupted_ends_as_an_uninterrupted_one(raced, reader_f
     assert resumed == replace(outcome, memory=resumed.memory)
     assert sorted(recorded) == sorted(RACED.models)
     assert sorted(lines()) == sorted((folder / "journal.jsonl").read_text().splitlines())
+
+
+def test_a_run_may_go_the_way_to_another_memory(reader, characters, tmp_path):
+    """Which it depends on by its weights, not by its name."""
+    noise = torch.randn(memory().flat.shape, generator=torch.Generator().manual_seed(0))
+    for name, size in (("near", 0.1), ("far", 1.0)):
+        NAMM(CONFIG, memory().flat + size * noise).save_pretrained(tmp_path / name)
+    settings = replace(RACED, towards=str(tmp_path / "near"), stages=(Stage(("pass_key",), (70,), 2, 1),))
+    evolution(here(reader, characters, settings), characters, tmp_path / "run", settings).run()
+    measured = json.loads((tmp_path / "run" / "journal.jsonl").read_text().splitlines()[0])["spreads"]
+    assert len(measured) == len(directions(memory(), NAMM.from_pretrained(tmp_path / "near")))
+    with pytest.raises(ValueError, match="differs in: towards;"):
+        other = replace(settings, towards=str(tmp_path / "far"))
+        evolution(here(reader, characters, other), characters, tmp_path / "run", other).run()
+    with pytest.raises(MemoryFileError, match="no memory 'nowhere'"):
+        evolution(here(reader, characters), characters, tmp_path / "new", replace(RACED, towards="nowhere"))
 
 
 def test_candidates_that_fail_in_a_race_are_the_only_ones_that_do(reader_folder, tmp_path):
@@ -329,7 +347,6 @@ def once(reader, characters):
         ({"settings": replace(SETTINGS, seed=1)}, "settings"),
         ({"settings": replace(SETTINGS, population=6)}, "settings"),
         ({"models": {name: "another" for name in SETTINGS.models}}, "models"),
-        ({"towards": memory()}, "towards"),
         ({"start": NAMM(replace(CONFIG, update_interval=64))}, "start"),
     ],
 )

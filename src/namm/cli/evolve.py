@@ -46,12 +46,10 @@ def evolve(
 
     from namm.evolution import Evolution, read_sources, report, starting_memory
     from namm.evolution.directions import recorded_heads
-    from namm.memory import NAMM
     from namm.support.files import write_atomically
     from namm.support.fingerprints import model_fingerprint
 
     memory = starting_memory(settings.start)
-    towards = NAMM.from_pretrained(settings.towards) if settings.towards else None
     loaded = {name: common.load(name, options.Dtype(settings.dtype), device) for name in settings.models}
     sources = read_sources(settings, {name: tokenizer for name, (_, tokenizer) in loaded.items()})
     own = {name: model_fingerprint(network) for name, (network, _) in loaded.items()}
@@ -64,9 +62,9 @@ def evolve(
         def record(one: Drawn) -> list[Tensor]:
             return recorded_heads(*loaded[one.model], memory, one.sample, settings.share(memory))
 
-        more: Any = {"models": own, "record": record, "towards": towards}
         reporter = _reporter(settings, update)
-        outcome = Evolution(settings, memory, sources, scorer, output, samples, reporter, **more).run()
+        run = Evolution(settings, memory, sources, scorer, output, samples, reporter, models=own, record=record)
+        outcome = run.run()
     report.write_events(outcome.history, output / "tensorboard")
     report.plot(outcome, settings, output / "evolution.png")
     texts = ", ".join(settings.text) or "Python's standard library and the packaged demo.txt"

@@ -44,7 +44,6 @@ class Evolution:
         report: called with each generation, also with those that are replayed.
         models: fingerprints of the models that score, by their names, see `namm.support.fingerprints`.
         record: features of some heads that read a sample, see `recorded_heads`; for the space ``"directions"``.
-        towards: the memory of that name, for the same.
     """
 
     config: EvolveConfig
@@ -56,11 +55,11 @@ class Evolution:
     report: Callable[[Generation], None] = lambda generation: None
     models: Mapping[str, str] = field(kw_only=True)
     record: Callable[[Drawn], Sequence[Tensor]] = field(kw_only=True)
-    towards: NAMM | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Raises ValueError if the folder is no place for this run."""
+        """Raises ValueError if the folder is no place for this run, MemoryFileError if `towards` can't be read."""
         check_output(self.folder, inputs=self.config.inputs())
+        self.towards = NAMM.from_pretrained(self.config.towards) if self.config.towards else None
 
     def run(self) -> Outcome:
         """Evolve through all stages; the result is saved in the folder.
