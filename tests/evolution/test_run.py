@@ -244,9 +244,14 @@ def killing(children, after: int):
 
 @pytest.mark.parametrize("race", [False, True])
 def test_a_worker_that_is_killed_loses_no_candidate(uninterrupted, reader_folder, tmp_path, race):
-    settings = replace(RACED if race else SETTINGS, models=(str(reader_folder),))
+    """With one model, and in a race with two."""
+    known = setup(reader_folder)
+    if race:
+        shutil.copytree(reader_folder, tmp_path / "other")
+        known = replace(known, models=known.models | setup(tmp_path / "other").models)
+    settings = replace(RACED if race else SETTINGS, models=tuple(known.models))
     _, tokenizer = load_model(reader_folder)
-    scorer = processes(setup(reader_folder), 2)
+    scorer = processes(known, 2)
     mine = psutil.Process()
 
     def workers():
@@ -391,6 +396,12 @@ def test_a_generation_in_which_all_fail_ends_the_run(reader, characters, tmp_pat
     with pytest.raises(ValueError, match=r"s0 g0: all candidates failed \(out of memory\): try a smaller"):
         evolution(breaks, characters, tmp_path).run()
     assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_card_says_what_was_asked_for(raced):
+    text = card(raced[0], RACED, "some words").replace("\n", " ")
+    assert "on reader, other from universal" in text and "3 generations, 12 candidates in 2 rounds each" in text
+    assert "72 samples scored" in text and "nats, 0 = full cache" in text and "beyond 0.0 nats a token" in text
 
 
 def test_plot_events_and_card(uninterrupted, tmp_path):
