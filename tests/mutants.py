@@ -32,7 +32,7 @@ PROBE = "tests/learning/test_probe.py"
 ROLLOUT = "tests/learning/test_rollout.py"
 PASSAGES = "tests/learning/test_passages.py"
 DESCENT = "tests/learning/test_descent.py"
-EVOLUTION = "tests/evolution/test_run.py"
+RACE = "tests/evolution/test_race.py"
 
 MUTATIONS = [
     # those that no test noticed once
@@ -523,14 +523,14 @@ MUTATIONS = [
         "evolution/race.py",
         "key=lambda number: -values[number]",
         "key=lambda number: values[number]",
-        ("tests/evolution/test_race.py",),
+        (RACE,),
     ),
     Mutation(
         "every round of a race sees the samples of those before again",
         "evolution/run.py",
         "one.number % self.config.rounds == number",
         "one.number <= number",
-        (f"{EVOLUTION}::test_weak_candidates_are_scored_on_the_first_round_only",),
+        (f"{RACE}::test_weak_candidates_are_scored_on_the_first_round_only",),
     ),
     Mutation(
         "one model's text pays for another's",
@@ -544,7 +544,7 @@ MUTATIONS = [
         "evolution/measure.py",
         "torch.cat([self.start.flat[None], flats])",
         "torch.cat([flats[:1], flats])",
-        (f"{EVOLUTION}::test_all_candidates_of_a_generation_see_the_same_samples",),
+        (f"{RACE}::test_all_candidates_of_a_generation_see_the_same_samples",),
     ),
     Mutation(
         "a branch never compares its layers",

@@ -7,6 +7,7 @@ After so many samples it prints the ids of its workers and sends itself the sign
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from dataclasses import replace
@@ -64,6 +65,11 @@ def evolution(scorer: Map, tokenizer: object, folder: Path, settings: EvolveConf
 def here(model: object, tokenizer: object, settings: EvolveConfig = SETTINGS) -> Map:
     """One model under all the names, in this process."""
     return in_process(dict.fromkeys(settings.models, (model, tokenizer)), memory())  # type: ignore[arg-type]
+
+
+def rows(folder: Path) -> dict[str, list]:
+    lines = map(json.loads, (folder / "journal.jsonl").read_text().splitlines())
+    return {row["key"]: row["scores"] for row in lines if "scores" in row}
 
 
 def setup(folder: Path, start: NAMM | None = None) -> Setup:
