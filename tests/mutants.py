@@ -117,16 +117,16 @@ MUTATIONS = [
     ),
     Mutation(
         "carried queries pay tokens that came after them",
-        "cache/row.py",
-        "        earlier.masked_fill_(positions > asked[:, None], 0)  # a query pays newer tokens nothing\n",
+        "cache/record.py",
+        "        rows.masked_fill_(positions > when[:, None], 0)  # a query pays newer tokens nothing\n",
         "",
         (CACHE_MUTANTS,),
     ),
     Mutation(
         "carried queries forget the sinks",
         "cache/arithmetic.py",
-        "    if form.sinks is not None:\n        sinks = form.sinks.to(found)",
-        "    if False:\n        sinks = form.sinks.to(found)",
+        "        if self.sinks is not None:\n            sinks = self.sinks.to(found)",
+        "        if False:\n            sinks = self.sinks.to(found)",
         (CACHE_MUTANTS,),
     ),
     Mutation(
@@ -225,8 +225,8 @@ MUTATIONS = [
     Mutation(
         "birth rows of every block are overwritten",
         "memory/features.py",
-        'columns["birth"][-rows:] = birth_rows(attention[-rows:], columns["positions"])',
-        'columns["birth"][:] = birth_rows(attention[-rows:], columns["positions"])[-1]',
+        'columns["birth"][span.stop - rows : span.stop] = own',
+        'columns["birth"][span] = own[-1]',
         ("tests/memory/test_features.py",),
     ),
     Mutation(
@@ -239,8 +239,8 @@ MUTATIONS = [
     Mutation(
         "birth rows by cache index",
         "memory/birth.py",
-        "positions[begin:].contiguous()",
-        "torch.arange(begin, tokens)",
+        "positions[..., begin:].contiguous()",
+        "torch.arange(begin, tokens).expand(*positions.shape[:-1], -1).contiguous()",
         ("tests/memory/test_birth.py",),
     ),
     Mutation(
@@ -570,8 +570,8 @@ MUTATIONS = [
     Mutation(
         "averages decay by a hop, however many queries came",
         "memory/spectrogram.py",
-        "[c**queries for c in config.ema]",
-        "[c**config.hop for c in config.ema]",
+        "[c**queries for c in ema]",
+        "[c**16 for c in ema]",
         ("tests/memory/test_spectrogram.py",),
     ),
     Mutation(

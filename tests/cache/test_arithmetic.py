@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from namm.cache.arithmetic import AttentionForm, attend, attend_exactly, log_normaliser, replay
+from namm.cache.arithmetic import AttentionForm, attend, attend_exactly, replay
 from namm.support.tensors import round_up
 
 
@@ -49,16 +49,18 @@ def test_attend_equals_the_definition(shape, softcap, with_sinks, record, seed):
     slots = round_up(tokens)
     keys, values = F.pad(keys, (0, 0, 0, slots - tokens)), F.pad(values, (0, 0, 0, slots - tokens))
     attention = torch.zeros(record, slots) if record else None
-    output = attend(query, keys, values, tokens, logits, attention)
+    found = torch.zeros(group, queries)
+    output = attend(query, keys, values, tokens, logits, attention, found)
     torch.testing.assert_close(output.double(), expected @ values[:tokens].double(), atol=1e-5, rtol=1e-5)
-    found = log_normaliser(query, keys, tokens, logits)
     torch.testing.assert_close(found.double(), normaliser, atol=1e-5, rtol=1e-5)
     if attention is None:
         return
     recent = F.pad(expected[:, queries - record :], (0, slots - tokens))
     torch.testing.assert_close(attention.double(), recent.mean(0), atol=1e-6, rtol=1e-5)
     every = torch.zeros(group, record, slots)
-    assert attend(query[:, queries - record :], keys, None, tokens, logits, every) is None
+    last = torch.zeros(group, min(2, record))
+    assert attend(query[:, queries - record :], keys, None, tokens, logits, every, last) is None
+    torch.testing.assert_close(last.double(), normaliser[:, queries - last.shape[1] :], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(every.double(), recent, atol=1e-6, rtol=1e-5)
 
 

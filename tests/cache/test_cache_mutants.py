@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from namm import MemoryCache
-from namm.cache.arithmetic import AttentionForm, attend, log_normaliser, replay
+from namm.cache.arithmetic import AttentionForm, attend, replay
 from namm.policies import Head, Policy
 
 
@@ -84,8 +84,9 @@ def test_a_replayed_query_pays_what_it_paid(softcap: float | None, sinks: bool) 
     query, keys = torch.randn(2, 5, 8, generator=generator), 3 * torch.randn(20, 8, generator=generator)
     form = AttentionForm(0.5, softcap, torch.tensor([1.0, 3.0]) if sinks else None)
     record = torch.zeros(2, 5, 20)
-    attend(query, keys, None, 20, form, record)
+    normalisers = torch.zeros(2, 5)
+    attend(query, keys, None, 20, form, record, normalisers)
     again = torch.zeros(2, 5, 20)
-    replay(query, log_normaliser(query, keys, 20, form), keys, form, again)
+    replay(query, normalisers, keys, form, again)
     # what a query pays to tokens after it is cut off by who asks for the replay
     torch.testing.assert_close(again[..., :16], record[..., :16])

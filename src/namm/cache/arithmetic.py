@@ -74,14 +74,13 @@ class AttentionForm:
         """Causal logits of the newest tokens' own queries.
 
         Args:
-            query: ``[group, queries, width]``. keys: ``[slots, width]``, of which the first `tokens` count.
+            query: ``[group, queries, width]``, scaled. keys: ``[slots, width]``, of which the first `tokens` count.
 
         Returns:
             ``[group, queries, slots]``, minus infinity where a query must not look.
         """
         group, queries, width = query.shape
-        # one product for the whole group; the scale is a power of two for the usual widths, and exact
-        logits = (query * self.scaling).reshape(group * queries, width) @ keys.T
+        logits = query.reshape(group * queries, width) @ keys.T  # one product for the whole group
         logits = bounded(logits, self.softcap).view(group, queries, -1)
         first_future = tokens - queries + 1
         future = band(queries, keys.shape[0] - first_future, -queries, -1, query.device)
@@ -91,9 +90,23 @@ class AttentionForm:
     def softmax(self, logits: Tensor) -> Tensor:
         return softmax_beside(logits, None if self.sinks is None else self.sinks[:, None])
 
+    def log_normaliser(self, logits: Tensor) -> Tensor:
+        """Log of the softmax denominator of logits ``[group, queries, slots]``: ``[group, queries]`` float32."""
+        found = logits.float()
+        if self.sinks is not None:
+            sinks = self.sinks.to(found)[:, None, None].expand(*found.shape[:-1], 1)
+            found = torch.cat([found, sinks], dim=-1)
+        return found.logsumexp(-1)
+
 
 def attend(
-    query: Tensor, keys: Tensor, values: Tensor | None, tokens: int, form: AttentionForm, record: Tensor | None = None
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor | None,
+    tokens: int,
+    form: AttentionForm,
+    record: Tensor | None = None,
+    normalisers: Tensor | None = None,
 ) -> Tensor | None:
     """Explicit causal attention of one KV head in tiles of queries; the probabilities serve the output and the record.
 
@@ -103,6 +116,8 @@ def attend(
             None where only the record is wanted.
         record: zeros to be filled with the attention of the last queries, ``[rows, slots]`` for the mean over the group
             or ``[group, rows, slots]``; None: not wanted.
+        normalisers: ``[group, n]`` float32, filled with the log normalisers of the last n queries, at most as many as
+            are recorded; None: not wanted.
 
     Returns:
         ``[group, queries, value width]`` in the dtype of the query, None without values.
@@ -111,10 +126,16 @@ def attend(
     older = tokens - queries
     output = query.new_empty(group, queries, values.shape[-1]) if values is not None else None
     unrecorded = queries - (record.shape[-2] if record is not None else 0)
+    unmeasured = queries - (normalisers.shape[-1] if normalisers is not None else 0)
     for start in range(0 if values is not None else unrecorded, queries, QUERY_TILE):
         stop = min(start + QUERY_TILE, queries)
         slots = min(round_up(older + stop), keys.shape[0])
-        probabilities = form.softmax(form.between(query[:, start:stop], keys[:slots], older + stop))
+        scaled = query[:, start:stop] * form.scaling  # a power of two for the usual widths, and exact
+        logits = form.between(scaled, keys[:slots], older + stop)
+        if normalisers is not None and stop > unmeasured:
+            first = max(start, unmeasured)
+            normalisers[:, first - unmeasured : stop - unmeasured] = form.log_normaliser(logits[:, first - start :])
+        probabilities = form.softmax(logits)
         if output is not None and values is not None:
             products = probabilities.view(group * (stop - start), slots) @ values[:slots]
             output[:, start:stop] = products.view(group, stop - start, -1)
@@ -122,17 +143,8 @@ def attend(
             first = max(start, unrecorded)
             rows = probabilities[:, first - start :]
             into = record[..., first - unrecorded : stop - unrecorded, :slots]
-            into.copy_(rows if record.ndim == 3 else mean_of(rows))
+            _ = into.copy_(rows) if record.ndim == 3 else mean_of(rows, into)
     return output
-
-
-def log_normaliser(query: Tensor, keys: Tensor, tokens: int, form: AttentionForm) -> Tensor:
-    """Log of the softmax denominator of each query, ``[group, queries]`` float32; arguments as for `attend`."""
-    found = form.between(query, keys, tokens).float()
-    if form.sinks is not None:
-        sinks = form.sinks.to(found)[:, None, None].expand(*found.shape[:-1], 1)
-        found = torch.cat([found, sinks], dim=-1)
-    return found.logsumexp(-1)
 
 
 def replay(query: Tensor, log_normalisers: Tensor, keys: Tensor, form: AttentionForm, into: Tensor) -> None:
@@ -143,6 +155,8 @@ def replay(query: Tensor, log_normalisers: Tensor, keys: Tensor, form: Attention
         keys: ``[slots, width]``, the oldest of which those queries saw.
         into: ``[queries, n]`` for the mean over the group or ``[group, queries, n]``: filled for the first n keys.
     """
-    found = bounded((query * form.scaling) @ keys.T, form.softcap).float()[..., : into.shape[-1]]
+    group, queries, width = query.shape
+    logits = (query * form.scaling).reshape(group * queries, width) @ keys.T
+    found = bounded(logits, form.softcap).view(group, queries, -1)[..., : into.shape[-1]]
     probabilities = (found - log_normalisers[..., None]).exp_().to(query.dtype)
-    into.copy_(probabilities if into.ndim == 3 else mean_of(probabilities))
+    _ = into.copy_(probabilities) if into.ndim == 3 else mean_of(probabilities, into)

@@ -94,7 +94,7 @@ class RepetitionLayer(CacheLayerMixin):
         outputs = []
         for row, own_query, own_keys, own_values in zip(self.rows, query, keys, values, strict=True):
             found = []
-            for h, own in enumerate(row.groups(own_query)):
+            for h, own in enumerate(row.store.groups(own_query)):
                 held = row.store.head(h)
                 whole = behind(held["keys"], own_keys[h]), behind(held["values"], own_values[h])
                 tokens = held["keys"].shape[0]

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from namm.cache.arithmetic import AttentionForm, attend, attend_exactly, log_normaliser, replay
+from namm.cache.arithmetic import AttentionForm, attend, attend_exactly
 from namm.cache.queries import Queries
+from namm.cache.record import Record
 from namm.cache.storage import TokenStore
 from namm.models.rope import Rotary
-from namm.policies.base import Head, Policy
+from namm.policies.base import Head, Policy, Segments
 
 
 @dataclass
@@ -99,17 +100,13 @@ class Row:
         if interval is not None and policy.queries != 0 and not whole:
             self.queries.remember(query, policy.queries)
         watched = self._watched(query if whole else self.queries.recall()) if ends else query[:, :0]
-        outputs, observed = [], []
-        for h, own in enumerate(self.groups(query)):
-            group_form = form.of_group(own)
-            record = self._record(h, watched[own]) if whole and watched.shape[1] else None
-            outputs.append(self._attend(h, query[own], group_form, record))
-            if ends:
-                self._refuse_infinite(outputs[-1], h, new)
-                observed.append(self._observe(h, watched[own], group_form, record))
+        record = self._record(watched) if whole and watched.shape[1] else None
+        outputs = [self._attend(h, query[own], own, form, record) for h, own in enumerate(store.groups(query))]
+        output = torch.cat(outputs)
         if ends:
-            self._end_block(watched, observed)
-        return torch.cat(outputs)
+            self._refuse_infinite(output, new)
+            self._observe(watched, form, record)
+        return output
 
     def settle(self, form: AttentionForm) -> None:
         """End the block here, if it is long enough to be decided on: `due` are its heads then.
@@ -120,10 +117,7 @@ class Row:
         if self.policy.update_interval is None:
             return
         if self.fresh >= max(1, self.policy.smallest_block):
-            watched = self._watched(self.queries.recall())
-            groups = enumerate(self.groups(watched))
-            seen = [self._observe(h, watched[own], form.of_group(own), None, whole=True) for h, own in groups]
-            self._end_block(watched, seen)
+            self._observe(self._watched(self.queries.recall()), form, whole=True)
         elif self.policy.trims and self.updated and (self.compared or (0, 0))[0] != self.seen:
             self.store.make_writable()
             self.due = [replace(self._head(h), undecided=self.fresh, whole=True) for h in range(self.store.heads)]
@@ -148,7 +142,8 @@ class Row:
         """
         indices = []
         for answer, length in zip(answers, self.store.lengths, strict=True):
-            stays = F.pad(answer, (0, length - len(answer)), value=True)
+            asked = len(answer)
+            stays = F.pad(answer, (0, length - asked), value=True) if asked < length else answer.clone()
             stays[-1:] = True
             indices.append(stays.nonzero().squeeze(-1))
         self.store.keep(indices)
@@ -199,94 +194,69 @@ class Row:
             assert newest == self.seen - 1 or self.hid, f"head {h} lost its newest token"
             assert len(positions) >= self.fresh, f"head {h} lost tokens between updates"
 
-    def groups(self, query: Tensor) -> list[slice]:
-        """Of each KV head the query heads that share it."""
-        group = query.shape[0] // self.store.heads
-        return [slice(h * group, (h + 1) * group) for h in range(self.store.heads)]
-
     def _watched(self, queries: Tensor) -> Tensor:
         """Of a block's queries ``[query heads, n, width]`` those that the policy looks at."""
         limit = self.policy.queries
         return queries if limit is None else queries[:, max(0, queries.shape[1] - limit) :]
 
-    def _record(self, head: int, watched: Tensor) -> Tensor:
-        """Zeros for the attention that the policy sees of queries ``[group, n, width]``, free slots included."""
-        keys = self.store.segment(head, "keys")
-        shape = (self.policy.carry + watched.shape[1], keys.shape[0])
-        return keys.new_zeros((len(watched), *shape) if self.policy.per_query_head else shape)
+    def _record(self, watched: Tensor) -> Record:
+        return Record.empty(self.store, watched, self.policy.carry, self.policy.per_query_head)
 
-    def _attend(self, head: int, query: Tensor, form: AttentionForm, record: Tensor | None) -> Tensor:
-        """Output of one KV head, ``[group, n, value width]``; the newest queries' attention fills the record."""
-        store = self.store
+    def _attend(self, head: int, query: Tensor, own: slice, form: AttentionForm, record: Record | None) -> Tensor:
+        """Output of one KV head and its query heads `own`, ``[group, n, value width]``; it fills the record."""
+        store, form = self.store, form.of_group(own)
         if self.policy.update_interval is None and form.softcap is None and form.sinks is None:
             kept = store.head(head)
             return attend_exactly(query, kept["keys"], kept["values"], form.scaling)
-        fresh = record[..., self.policy.carry :, :] if record is not None else None
         keys, values = store.segment(head, "keys"), store.segment(head, "values")
-        output = attend(query, keys, values, store.lengths[head], form, fresh)
+        into = () if record is None else record.of(store.slots(head), own)
+        output = attend(query, keys, values, store.lengths[head], form, *into)
         assert output is not None
         return output
 
-    def _refuse_infinite(self, output: Tensor, head: int, new: int) -> None:
+    def _refuse_infinite(self, output: Tensor, new: int) -> None:
+        """Output ``[query heads, n, value width]``."""
         if not bool(torch.isfinite(output).all()):
+            heads = [bool(torch.isfinite(output[own]).all()) for own in self.store.groups(output)]
             raise ValueError(
-                f"layer {self.layer}, batch row {self.index}, KV head {head}: attention gave NaN or infinity in the "
-                f"{new} tokens before token {self.seen}; a policy can't judge such values (try another dtype)"
+                f"layer {self.layer}, batch row {self.index}, KV head {heads.index(False)}: attention gave NaN or "
+                f"infinity in the {new} tokens before token {self.seen}; a policy can't judge such values (try another "
+                "dtype)"
             )
 
     def _observe(
-        self, head: int, watched: Tensor, form: AttentionForm, record: Tensor | None, *, whole: bool = False
-    ) -> tuple[Head, Tensor | None]:
-        """Show the policy one head and what it was paid since the last update.
+        self, watched: Tensor, form: AttentionForm, record: Record | None = None, *, whole: bool = False
+    ) -> None:
+        """Show the policy all heads and what they were paid since the last update, which ends the block.
 
         Args:
-            watched: ``[group, n, width]``.
-            record: the attention of a block that was attended in one go; None: replay the queries `watched`.
+            watched: ``[query heads, n, width]``.
+            record: of a block that was attended in one go; None: replay the queries `watched`.
             whole: see `Head`.
-
-        Returns:
-            The head, and the log normalisers ``[group, carry]`` of the last queries, for the next block.
         """
-        self.store.make_writable()  # a policy writes to its columns
-        found, normalisers = replace(self._head(head), whole=whole), None
+        store, spans = self.store, self.store.spans()
+        store.make_writable()  # a policy writes to its columns
         if watched.shape[1]:
-            keys, carry = self.store.segment(head, "keys"), self.policy.carry
             if record is None:
-                record = self._record(head, watched)
-                attend(watched, keys, None, found.tokens, form, record[..., carry:, :])
-            if carry:
-                self._replay_carried(head, form, record)
-                normalisers = log_normaliser(watched[:, -carry:], keys, found.tokens, form)
-            found.attention = record[..., : found.tokens]
-        if self.policy.sees_queries:
-            found.queries, found.rotary = watched * form.scaling, self.rotary
-        found.summary = self.policy.observe(found)
-        found.attention = found.queries = None
-        return found, normalisers
+                record = self._record(watched)
+                for h, own in enumerate(store.groups(watched)):
+                    keys, into = store.segment(h, "keys"), record.of(store.slots(h), own)
+                    attend(watched[own], keys, None, store.lengths[h], form.of_group(own), *into)
+            record.replay(self.queries, store, form, self.updated, self.fresh)
+        attention = None if record is None else record.attention
+        heads = [replace(self._head(h), whole=whole) for h in range(store.heads)]
+        for head, span, own in zip(heads, spans, store.groups(watched), strict=True):
+            head.attention = None if attention is None else attention[..., span]
+            if self.policy.sees_queries:
+                head.queries, head.rotary = watched[own] * form.scaling, self.rotary
+        self.policy.observe_layer(heads, Segments(spans, store.columns, attention))
+        for head in heads:
+            head.attention = head.queries = None
+        if record is not None and record.normalisers is not None:
+            self.queries.carry(watched[:, -record.normalisers.shape[1] :], record.normalisers)
+        self.updated, self.due = self.seen, heads
 
     def _head(self, head: int) -> Head:
         """One head as a policy sees it between two layers."""
         columns = self.store.head(head)
         return Head(self.layer, self.index, head, columns, self.seen, self.fresh, compared=self.compared, whole=False)
-
-    def _replay_carried(self, head: int, form: AttentionForm, record: Tensor) -> None:
-        """Fill the first rows of the record with the attention of the previous block's last queries.
-
-        They are replayed on the keys that are left of those they saw; new keys keep their zeros.
-        """
-        queries, carry = self.queries, self.policy.carry
-        if queries.carried is None or queries.normalisers is None:
-            return
-        keys, old = self.store.segment(head, "keys"), self.store.lengths[head] - self.fresh
-        own = self.groups(queries.carried)[head]
-        earlier = record[..., :carry, :old]
-        replay(queries.carried[own], queries.normalisers[own], keys, form, earlier)
-        asked = torch.arange(self.updated - carry, self.updated, device=keys.device)
-        positions = self.store.head(head)["positions"][:old]
-        earlier.masked_fill_(positions > asked[:, None], 0)  # a query pays newer tokens nothing
-
-    def _end_block(self, watched: Tensor, observed: Sequence[tuple[Head, Tensor | None]]) -> None:
-        normalisers = [own for _, own in observed if own is not None]
-        if normalisers:
-            self.queries.carry(watched[:, -normalisers[0].shape[-1] :], torch.cat(normalisers))
-        self.updated, self.due = self.seen, [head for head, _ in observed]

@@ -39,9 +39,22 @@ class TokenStore:
         start, stop = self.starts[head], self.starts[head] + self.lengths[head]
         return {name: column[start:stop] for name, column in self.columns.items()}
 
+    def spans(self) -> list[slice]:
+        """The slots that hold each head's tokens."""
+        return [slice(start, start + length) for start, length in zip(self.starts, self.lengths, strict=True)]
+
     def segment(self, head: int, name: str) -> Tensor:
         """A view of all slots of a head, free ones included."""
-        return self.columns[name][self.starts[head] : self.starts[head] + self.capacities[head]]
+        return self.columns[name][self.slots(head)]
+
+    def slots(self, head: int) -> slice:
+        """All slots of a head, free ones included."""
+        return slice(self.starts[head], self.starts[head] + self.capacities[head])
+
+    def groups(self, query: Tensor) -> list[slice]:
+        """Of each KV head the query heads that share it, of queries ``[query heads, ...]``."""
+        group = query.shape[0] // self.heads
+        return [slice(h * group, (h + 1) * group) for h in range(self.heads)]
 
     def append(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
         """Add the same tokens to every head.
@@ -53,7 +66,7 @@ class TokenStore:
         tokens = keys.shape[1]
         if any(length + tokens > slots for length, slots in zip(self.lengths, self.capacities, strict=True)):
             spare = max(tokens, min(SEGMENT, max(self.lengths) // 4))  # of a cache that grows by single tokens
-            self._relocate([slice(0, length) for length in self.lengths], spare)
+            self._relocate([None] * self.heads, spare)
         self._writable_columns()
         for head, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
             slots = slice(start + length, start + length + tokens)
@@ -79,7 +92,9 @@ class TokenStore:
         Args:
             indices: for each head a rising ``[kept]`` int64 tensor of indices into its tokens.
         """
-        self._relocate(indices)
+        tight = [round_up(length) for length in self.lengths] == self.capacities
+        if not tight or [len(own) for own in indices] != self.lengths:
+            self._relocate(indices)
 
     def clone(self) -> TokenStore:
         other = object.__new__(TokenStore)
@@ -110,15 +125,18 @@ class TokenStore:
             assert column.shape[0] == end, f"column {name!r} has {column.shape[0]} slots, expected {end}"
             assert column.untyped_storage().nbytes() == column.numel() * column.element_size(), f"{name!r} is a view"
 
-    def _relocate(self, kept: Sequence[Tensor | slice], spare: int = 0) -> None:
-        """Move the kept tokens of each head to segments with room for `spare` more."""
-        heads = [self.head(head) for head in range(self.heads)]
-        lengths = [len(head["positions"][index]) for head, index in zip(heads, kept, strict=True)]
+    def _relocate(self, kept: Sequence[Tensor | None], spare: int = 0) -> None:
+        """Move the kept tokens of each head (None: all) to segments with room for `spare` more."""
+        spans = self.spans()
+        lengths = [length if own is None else len(own) for length, own in zip(self.lengths, kept, strict=True)]
         capacities = [round_up(length + spare) for length in lengths]
         starts = [sum(capacities[:head]) for head in range(self.heads)]
         for name, column in self.columns.items():
             fresh = column.new_zeros(sum(capacities), *column.shape[1:])
-            for head, index, start, length in zip(heads, kept, starts, lengths, strict=True):
-                fresh[start : start + length] = head[name][index]
+            for span, own, start, length in zip(spans, kept, starts, lengths, strict=True):
+                if own is None:
+                    fresh[start : start + length] = column[span]
+                else:
+                    torch.index_select(column[span], 0, own, out=fresh[start : start + length])
             self.columns[name] = fresh
         self.starts, self.lengths, self.capacities = starts, lengths, capacities

@@ -6,6 +6,8 @@ is. Heads that look names and numbers up pay almost nothing to them before they 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,30 +24,37 @@ def birth_rows(attention: Tensor, positions: Tensor) -> Tensor:
     are really looked at.
 
     Args:
-        attention: ``[new, tokens]`` of the newest tokens' own queries, mean over the group; zero beyond the diagonal.
-        positions: ``[tokens]`` integers, rising. Tokens that are gone are not counted, and ages are true.
+        attention: ``[..., new, tokens]`` of the newest tokens' own queries, mean over the group; zero beyond the
+            diagonal.
+        positions: ``[..., tokens]`` integers, rising. Tokens that are gone are not counted, and ages are true.
 
     Returns:
-        ``[new, 8]`` float32 logarithms of at least `FLOOR`.
+        ``[..., new, 8]`` float32 logarithms of at least `FLOOR`.
     """
-    new, tokens = attention.shape
+    new, tokens = attention.shape[-2:]
     begin = max(0, tokens - new - FAR)  # all that is not older than FAR lies in the columns from here on
-    near, columns = attention[:, begin:].to(torch.float32, copy=True), positions[begin:].contiguous()
-    old = near.shape[1] - new
-    ages = torch.tensor([FAR, NEAR, 1, 0], device=positions.device, dtype=positions.dtype)
-    edges = torch.searchsorted(columns, columns[old:, None] - ages)  # the first column that is not older
-    far, close, previous, own = F.pad(near.cumsum(-1), (1, 0)).gather(1, edges).unbind(-1)
-    itself, paid = near.diagonal(old).clone(), attention.sum(-1, dtype=torch.float32)
-    oldest, is_first = attention[:, 0].float(), positions[0] == 0
-    first = oldest * is_first
-    beyond = paid - (own - far) - itself - first * (columns[old:] > FAR)
-    squares = torch.linalg.vector_norm(attention, dim=-1, dtype=torch.float32).square()
+    paid = attention.to(torch.float32, copy=True)
+    near, columns = paid[..., begin:], positions[..., begin:].contiguous()
+    old = near.shape[-1] - new
+    newest = columns[..., old:, None]
+    edges = torch.searchsorted(columns, (newest - _edges(positions.dtype, positions.device)).flatten(-2))
+    edges = edges.unflatten(-1, (new, -1))  # the first column that is not older
+    far, close, previous, own = F.pad(near.cumsum(-1), (1, 0)).gather(-1, edges).unbind(-1)
+    itself = near.diagonal(old, -2, -1).clone()
+    is_first = positions[..., :1] == 0
+    first = paid[..., 0] * is_first
+    beyond = paid.sum(-1) - (own - far) - itself - first * (newest.squeeze(-1) > FAR)
+    squares = torch.linalg.vector_norm(paid, dim=-1).square()
     # the largest other one: without the token, the one before (or itself again where that is gone), and the first
-    near.diagonal(old).zero_()
-    near.scatter_(1, edges[:, 2:3], 0)
-    near[:, 0].masked_fill_(is_first & (begin == 0), 0)
-    largest = torch.maximum(near.amax(-1), (oldest - first) * (begin > 0))
-    if begin > 1:
-        largest = torch.maximum(largest, attention[:, 1:begin].amax(-1).float())
-    found = torch.stack([itself, own - previous, first, previous - close, close - far, beyond, largest, squares], -1)
-    return found.clamp_min(FLOOR).log()
+    near.diagonal(old, -2, -1).zero_()
+    near.scatter_(-1, edges[..., 2:3], 0)
+    paid[..., 0].masked_fill_(is_first, 0)
+    found = [itself, own - previous, first, previous - close, close - far, beyond, paid.amax(-1), squares]
+    return torch.stack(found, -1).clamp_min_(FLOOR).log_()
+
+
+@lru_cache(maxsize=8)
+def _edges(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The ages between which a row is summed; made once, not to be written to."""
+    with torch.inference_mode(False):
+        return torch.tensor([FAR, NEAR, 1, 0], dtype=dtype, device=device)

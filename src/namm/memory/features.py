@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,21 +18,43 @@ LEAST = 8  # tokens, below which a head has no spread to speak of
 SPREAD_FLOOR = 1e-3
 
 
-def observe(columns: Mapping[str, Tensor], attention: Tensor, new: int, config: NAMMConfig) -> None:
-    """Carry a head's state columns on by what its tokens were paid and its newest tokens pay.
+def observe(
+    columns: Mapping[str, Tensor],
+    attention: Tensor,
+    new: int,
+    config: NAMMConfig,
+    spans: Sequence[slice] | None = None,
+) -> None:
+    """Carry the state columns of a head on by what its tokens were paid and its newest tokens pay.
 
     Args:
         columns: those of `NAMMConfig.state` and "positions" ``[tokens]``, written in place.
         attention: ``[carry + queries, tokens]``, mean over the group: the last queries of the block before (zeros
             before the first) and this block's.
         new: tokens since the last update, whose own queries the last rows are.
+        spans: of several heads side by side, the slots of each; the others have no attention. None: all are one head's.
     """
     spectral = config.spectrogram
     # a block that ended early may be no whole number of hops: the oldest rows go
     signal = attention[(len(attention) - spectral.carry) % spectral.hop :]
     columns["spectrogram"].copy_(update_spectrogram(columns["spectrogram"], signal, spectral))
     if config.birth and (rows := min(new, len(attention) - spectral.carry)):
-        columns["birth"][-rows:] = birth_rows(attention[-rows:], columns["positions"]).to(columns["birth"])
+        spans = [slice(0, attention.shape[1])] if spans is None else spans
+        paid, positions = attention[-rows:], columns["positions"]
+        for together in _alike(spans):
+            birth = birth_rows(
+                torch.stack([paid[:, span] for span in together]), torch.stack([positions[span] for span in together])
+            ).to(columns["birth"])
+            for span, own in zip(together, birth, strict=True):
+                columns["birth"][span.stop - rows : span.stop] = own
+
+
+def _alike(spans: Sequence[slice]) -> list[list[slice]]:
+    """Spans of the same length together."""
+    found: dict[int, list[slice]] = {}
+    for span in spans:
+        found.setdefault(span.stop - span.start, []).append(span)
+    return list(found.values())
 
 
 def observed(columns: Mapping[str, Tensor], config: NAMMConfig) -> Tensor:

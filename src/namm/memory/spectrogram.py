@@ -114,6 +114,20 @@ def band_means(bands: tuple[tuple[int, int], ...], bins: int, dtype: torch.dtype
     return means.to(device=device, dtype=dtype)
 
 
+@lru_cache(maxsize=32)
+def frame_weights(ema: tuple[float, ...], hop: int, frames: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What each frame of a block is worth in each moving average, ``[averages, frames]``."""
+    ages = torch.arange(frames - 1, -1, -1, dtype=torch.float64)
+    decay = torch.tensor(ema, dtype=torch.float64)[:, None] ** hop
+    return ((1 - decay) * decay**ages).to(device=device, dtype=dtype)
+
+
+@lru_cache(maxsize=32)
+def remaining(ema: tuple[float, ...], queries: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What is left of each moving average after so many queries, ``[averages, 1]``."""
+    return torch.tensor([c**queries for c in ema], dtype=dtype, device=device)[:, None]
+
+
 def moving_averages(magnitudes: Tensor, config: SpectrogramConfig) -> Tensor:
     """Exponential moving averages over the frames of one block, without what earlier blocks left.
 
@@ -128,9 +142,7 @@ def moving_averages(magnitudes: Tensor, config: SpectrogramConfig) -> Tensor:
         ``[tokens, len(ema), channels]``.
     """
     frames = magnitudes.shape[0]
-    ages = torch.arange(frames - 1, -1, -1, dtype=torch.float64)
-    decay = torch.tensor(config.ema, dtype=torch.float64)[:, None] ** config.hop
-    weights = ((1 - decay) * decay**ages).to(magnitudes)
+    weights = frame_weights(config.ema, config.hop, frames, magnitudes.dtype, magnitudes.device)
     averaged = (weights @ magnitudes.reshape(frames, -1)).reshape(len(config.ema), *magnitudes.shape[1:])
     if config.bands:
         averaged = band_means(config.bands, config.bins, averaged.dtype, averaged.device) @ averaged
@@ -153,12 +165,12 @@ def update_spectrogram(previous: Tensor, signal: Tensor, config: SpectrogramConf
     if signal.dtype == torch.float16:
         signal = signal.float()  # squares of small attention underflow
     tokens = signal.shape[1]
-    slots = F.pad(signal, (0, round_up(tokens) - tokens))  # see round_up
+    free = round_up(tokens) - tokens
+    slots = F.pad(signal, (0, free)) if free else signal
     block = moving_averages(stft_magnitudes(slots, config), config)[:tokens]
     dtype = torch.promote_types(block.dtype, torch.float32)
-    queries = signal.shape[0] - config.carry
-    kept = torch.tensor([c**queries for c in config.ema], dtype=dtype, device=block.device)
-    return torch.addcmul(block.to(dtype), kept[:, None], previous.to(dtype))
+    kept = remaining(config.ema, signal.shape[0] - config.carry, dtype, block.device)
+    return torch.addcmul(block.to(dtype), kept, previous.to(dtype))
 
 
 @lru_cache(maxsize=8)

@@ -82,6 +82,22 @@ class Head:
         return replace(self, columns={name: column[:tokens] for name, column in self.columns.items()})
 
 
+@dataclass(frozen=True)
+class Segments:
+    """The heads of one layer and batch row as they are stored, one segment of slots behind the other.
+
+    Attributes:
+        spans: of each head the slots that hold its tokens; those between are free, and zero in all that follows.
+        columns: ``[slots, ...]``, of which those of a `Head` are views.
+        attention: ``[carry + queries, slots]``, with a first dimension more for a policy with ``per_query_head``; None
+            as `Head.attention` is.
+    """
+
+    spans: Sequence[slice]
+    columns: Mapping[str, Tensor]
+    attention: Tensor | None
+
+
 class Policy:
     """Decides, every `update_interval` tokens, which cached tokens of each head stay.
 
@@ -126,6 +142,11 @@ class Policy:
     def observe(self, head: Head) -> Any:
         """Look at `head.attention`, update columns; what is returned (None is fine) becomes `head.summary`."""
         return None
+
+    def observe_layer(self, heads: Sequence[Head], segments: Segments) -> None:
+        """`observe` of all heads of one layer and batch row, whose attention and columns also lie side by side."""
+        for head in heads:
+            head.summary = self.observe(head)
 
     def keep(self, head: Head) -> Tensor:
         """``[tokens]`` bool: True for the tokens that stay."""

@@ -11,7 +11,17 @@ from torch import Tensor
 from namm.memory import NAMM
 from namm.memory.features import observe, observed
 from namm.memory.influence import MINIMUM_REST, score_of
-from namm.policies.base import REHEARSED, Head, Policy, check_budget, check_count, check_kept, tokens_of, tokens_within
+from namm.policies.base import (
+    REHEARSED,
+    Head,
+    Policy,
+    Segments,
+    check_budget,
+    check_count,
+    check_kept,
+    tokens_of,
+    tokens_within,
+)
 from namm.policies.pool import groups, has_room, pooled, refuse_nan, top
 from namm.support.tensors import Column
 
@@ -79,6 +89,13 @@ class NAMMPolicy(Policy):
         """Carries the state on."""
         assert head.attention is not None
         observe(head.columns, head.attention, head.new, self.memory.config)
+
+    def observe_layer(self, heads: Sequence[Head], segments: Segments) -> None:
+        """In one go, unless a class made from this one observes otherwise."""
+        if type(self).observe is not NAMMPolicy.observe:
+            return super().observe_layer(heads, segments)
+        assert segments.attention is not None
+        observe(segments.columns, segments.attention, heads[0].new, self.memory.config, segments.spans)
 
     def features(self, head: Head) -> Tensor:
         """``[tokens, features]``, from a head's columns alone."""
