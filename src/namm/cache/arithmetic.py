@@ -124,7 +124,7 @@ def attend(
     """
     group, queries, _ = query.shape
     older = tokens - queries
-    output = query.new_empty(group, queries, values.shape[-1]) if values is not None else None
+    outputs = []
     unrecorded = queries - (record.shape[-2] if record is not None else 0)
     unmeasured = queries - (normalisers.shape[-1] if normalisers is not None else 0)
     for start in range(0 if values is not None else unrecorded, queries, QUERY_TILE):
@@ -136,15 +136,17 @@ def attend(
             first = max(start, unmeasured)
             normalisers[:, first - unmeasured : stop - unmeasured] = form.log_normaliser(logits[:, first - start :])
         probabilities = form.softmax(logits)
-        if output is not None and values is not None:
+        if values is not None:
             products = probabilities.view(group * (stop - start), slots) @ values[:slots]
-            output[:, start:stop] = products.view(group, stop - start, -1)
+            outputs.append(products.view(group, stop - start, -1))
         if record is not None and stop > unrecorded:
             first = max(start, unrecorded)
             rows = probabilities[:, first - start :]
             into = record[..., first - unrecorded : stop - unrecorded, :slots]
             _ = into.copy_(rows) if record.ndim == 3 else mean_of(rows, into)
-    return output
+    if values is None:
+        return None
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
 def replay(query: Tensor, log_normalisers: Tensor, keys: Tensor, form: AttentionForm, into: Tensor) -> None:

@@ -101,7 +101,7 @@ def stft_magnitudes(signal: Tensor, config: SpectrogramConfig) -> Tensor:
     frames = signal.as_strided((queries // config.hop, config.window, tokens), (config.hop * tokens, tokens, 1))
     parts = fourier_basis(config.window, signal.dtype, signal.device) @ frames
     power = parts.square_()
-    power[:, 1 : config.bins - 1] += power[:, config.bins :]
+    power[:, 1 : config.bins - 1].add_(power[:, config.bins :])
     return power[:, : config.bins].sqrt_()
 
 
