@@ -89,7 +89,7 @@ MUTATIONS = [
     ),
     Mutation(
         "beams share what they hold",
-        "cache/layer.py",
+        "cache/loops.py",
         "self.rows[i].clone() if i in order[:n] else self.rows[i]",
         "self.rows[i]",
         (CACHE,),
@@ -203,7 +203,7 @@ MUTATIONS = [
     Mutation(
         "layers are compared only where a text is settled",
         "cache/layer.py",
-        "if self.every and self._decided and self.policy.trims:",
+        "if self.engine.decided and self.every and self.policy.trims:",
         "if False:",
         ("tests/cache/test_budgets.py",),
     ),
@@ -232,7 +232,7 @@ MUTATIONS = [
     Mutation(
         "sinks count where a head is measured",
         "memory/features.py",
-        "others = found[SINKS:] if",
+        "others = found[..., SINKS:, :] if",
         "others = found if",
         ("tests/memory/test_features.py",),
     ),

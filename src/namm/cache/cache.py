@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache
 
-from namm.cache.layer import MemoryLayer, decide
+from namm.cache.layer import MemoryLayer
 from namm.cache.loan import loan_of
 from namm.cache.padding import Padding
 from namm.cache.rehearsal import Rehearsal
@@ -195,7 +195,8 @@ class MemoryCache(Cache):
         self._forgetting[-1].compare()  # put off in a branch only
         for layer in self._forgetting:
             layer.settle(rows)
-        decide(self.policy, [row for layer in self._forgetting for row in layer.rows])
+        engines = [layer.engine for layer in self._forgetting]
+        engines[0].decide(engines)
 
     def stats(self) -> CacheStats:
         """Tokens seen and kept, and bytes held, counted from the tensors."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +10,11 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from namm.cache.arithmetic import AttentionForm
+from namm.cache.engine import Engine, HeldRow
 from namm.cache.handover import AskedLength, HandedTensor
 from namm.cache.loan import IMPLEMENTATION, Loan
+from namm.cache.loops import Loops
 from namm.cache.padding import Padding
-from namm.cache.row import Row
 from namm.cache.serves import UnsupportedModelError
 from namm.models.rope import Rotary
 from namm.policies.base import Policy
@@ -28,7 +28,7 @@ class MemoryLayer(CacheLayerMixin):
     prompt, or decoding) are held until it is full or `settle` ends it, and replayed then.
 
     Attributes:
-        rows: one for each batch row, none before the first tokens.
+        engine: what stores, attends and forgets.
         seen_with_padding: tokens so far as transformers counts them.
         padding, loan: shared by all layers of a cache.
         rotary: how the model turns queries, for a policy that sees them.
@@ -41,20 +41,34 @@ class MemoryLayer(CacheLayerMixin):
     is_sliding = False
     supports_early_init = False
 
-    def __init__(self, index: int, policy: Policy, padding: Padding, loan: Loan, rotary: Rotary | None = None) -> None:
+    def __init__(
+        self,
+        index: int,
+        policy: Policy,
+        padding: Padding,
+        loan: Loan,
+        rotary: Rotary | None = None,
+        engine: Callable[[Policy, int, Rotary | None], Engine] = Loops,
+    ) -> None:
         super().__init__()
         self.index, self.policy, self.padding, self.loan, self.rotary = index, policy, padding, loan, rotary
         self.every: list[MemoryLayer] = []
+        self._make = engine
         self.reset()
 
     def reset(self) -> None:
-        self.rows: list[Row] = []
+        self.engine = self._make(self.policy, self.index, self.rotary)
         self.seen_with_padding = 0
-        self.waits = self.is_initialized = self._decided = False
+        self.waits = self.is_initialized = False
         self._handed: tuple[Tensor, Tensor] | None = None
         self._form: AttentionForm | None = None
         self.padding.reset()
         self.loan.give_back()
+
+    @property
+    def rows(self) -> Sequence[HeldRow]:
+        """One for each batch row, none before the first tokens."""
+        return self.engine.rows
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.is_initialized = True
@@ -115,67 +129,34 @@ class MemoryLayer(CacheLayerMixin):
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, form: AttentionForm) -> Tensor:
         batch, tokens = query.shape[0], query.shape[2]
         self._form = form
-        if not self.rows:
-            self.rows = [
-                Row.empty(self.policy, self.index, b, query[b], keys[b], values[b], self.rotary) for b in range(batch)
-            ]
         told = self.padding.at(self.seen_with_padding, tokens)
         if told is not None and told.hidden is not None:
-            for row, hidden in zip(self.rows, told.hidden, strict=True):
-                row.hide(hidden.to(query.device))
+            self.engine.hide([hidden.to(query.device) for hidden in told.hidden])
         real = self.padding.real(mask, told, batch, tokens)
-        if real is None:
-            return torch.stack(self._serve(list(query), list(keys), list(values), form)).transpose(1, 2)
-        picks = [row.nonzero().squeeze(-1).to(query.device) for row in real]
-        real_queries, real_keys, real_values = (
-            [t[b].index_select(1, pick) for b, pick in enumerate(picks)] for t in (query, keys, values)
-        )
-        output = query.new_zeros(batch, tokens, query.shape[1], values.shape[-1])
-        for b, served in enumerate(self._serve(real_queries, real_keys, real_values, form)):
-            output[b, picks[b]] = served.transpose(0, 1)
-        return output
-
-    def _serve(
-        self, queries: Sequence[Tensor], keys: Sequence[Tensor], values: Sequence[Tensor], form: AttentionForm
-    ) -> list[Tensor]:
-        """Output ``[query heads, n, value width]`` of each row's new tokens; rows may differ in number."""
-        lengths = [query.shape[1] for query in queries]
-        outputs = [q.new_empty(q.shape[0], q.shape[1], v.shape[-1]) for q, v in zip(queries, values, strict=True)]
-        done = [0] * len(self.rows)
-        while done != lengths:
-            for b, row in enumerate(self.rows):
-                if done[b] < lengths[b]:
-                    span = slice(done[b], done[b] + row.room(lengths[b] - done[b]))
-                    new = queries[b][:, span], keys[b][:, span], values[b][:, span]
-                    outputs[b][:, span] = row.advance(*new, form, self.waits)
-                    done[b] = span.stop
-            self._decided |= any(row.due for row in self.rows)
-            decide(self.policy, self.rows)
+        output = self.engine.serve(query, keys, values, real, form, self.waits)
         self.compare()
-        return outputs
+        return output
 
     def compare(self) -> None:
         """Have the heads of all layers decided on together, where this is the last one and blocks ended since then."""
-        if not (self.every and self._decided and self.policy.trims):
+        if not (self.every and self.policy.trims and self.engine.decided):
             return
-        self._decided = False
-        rows = [row for layer in self.every for row in layer.rows]
-        for row in rows:
-            row.trim()
-        decide(self.policy, rows)
+        engines = [layer.engine for layer in self.every]
+        for engine in engines:
+            engine.trim()
+        engines[0].decide(engines)
 
     @torch.no_grad()
     def settle(self, rows: Sequence[int] | None = None) -> None:
         """End the block here, so that its heads are due; see `MemoryCache.settle`, which then decides."""
         if self._form is not None:
-            for row in self.rows if rows is None else [self.rows[index] for index in rows]:
-                row.settle(self._form)
+            self.engine.settle(self._form, rows)
 
     def continue_from(self, other: MemoryLayer) -> None:
         """Hold under this layer's policy what another layer holds, which goes on by itself."""
-        self.rows = [replace(row.clone(), policy=self.policy) for row in other.rows]
+        self.engine = other.engine.under(self.policy)
         self.seen_with_padding, self.is_initialized = other.seen_with_padding, other.is_initialized
-        self._decided, self._form = other._decided, other._form
+        self._form = other._form
 
     # what moves batch rows moves everything a row holds; `MemoryCache` moves what its layers share
 
@@ -189,10 +170,7 @@ class MemoryLayer(CacheLayerMixin):
         if not self.rows:
             return
         order = [int(i) for i in (indices.nonzero().squeeze(-1) if indices.dtype == torch.bool else indices)]
-        # a row that is used once moves; one that is used again is copied
-        self.rows = [self.rows[i].clone() if i in order[:n] else self.rows[i] for n, i in enumerate(order)]
-        for index, row in enumerate(self.rows):
-            row.index = index
+        self.engine.select(order)
 
     def offload(self) -> None:
         raise UnsupportedModelError("a MemoryCache can't be offloaded; it is small because it forgets")
@@ -204,27 +182,7 @@ class MemoryLayer(CacheLayerMixin):
         """Raises AssertionError where an invariant of the layer does not hold."""
         for index, row in enumerate(self.rows):
             assert row.index == index, f"row {index} takes itself for row {row.index}"
-            assert not row.due, f"row {index} waits for a decision"
             row.check()
-
-
-def decide(policy: Policy, rows: Sequence[Row]) -> None:
-    """Ask a policy at once about all heads that are due, of rows of one or of all layers, and free what it lets go."""
-    due = [row for row in rows if row.due]
-    if not due:
-        return
-    heads = [head for row in due for head in row.due]
-    answers = policy.select(heads)
-    for head, keep in zip(heads, answers, strict=True):
-        if getattr(keep, "dtype", None) != torch.bool or keep.shape != head.positions.shape:
-            given = f"{keep.dtype} {list(keep.shape)}" if isinstance(keep, Tensor) else type(keep).__name__
-            raise TypeError(
-                f"{type(policy).__name__} must answer with a bool tensor [{head.tokens}], one for each token of the "
-                f"head, not with {given}"
-            )
-    kept = iter(answers)
-    for row in due:
-        row.keep([next(kept) for _ in row.due])
 
 
 class _WithoutGradient(torch.autograd.Function):

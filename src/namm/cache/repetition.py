@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from namm.cache.arithmetic import QUERY_TILE, AttentionForm, attend
+from namm.cache.engine import HeldRow
 from namm.cache.handover import AskedLength, HandedTensor
 from namm.cache.layer import MemoryLayer
 from namm.cache.padding import Padding
-from namm.cache.row import Row
 from namm.policies.base import REHEARSED
 from namm.support.tensors import round_up
 
@@ -61,7 +61,7 @@ class RepetitionLayer(CacheLayerMixin):
     is_sliding = False
     supports_early_init = False
 
-    def __init__(self, layer: MemoryLayer, rows: Sequence[Row], fresh: int, padding: Padding) -> None:
+    def __init__(self, layer: MemoryLayer, rows: Sequence[HeldRow], fresh: int, padding: Padding) -> None:
         super().__init__()
         self.loan, self.rows, self.fresh, self.padding = layer.loan, rows, fresh, padding
         self.seen_with_padding = layer.seen_with_padding

@@ -177,11 +177,16 @@ class Row:
         self.seen -= len(positions)
         self.hid = True
 
+    def query_bytes(self) -> int:
+        """Bytes of the queries held."""
+        return self.queries.nbytes()
+
     def clone(self) -> Row:
         return replace(self, store=self.store.clone(), queries=self.queries.clone(), due=list(self.due))
 
     def check(self) -> None:
         """Raises AssertionError where an invariant does not hold."""
+        assert not self.due, f"row {self.index} waits for a decision"
         self.store.check()
         interval, limit, pending = self.policy.update_interval, self.policy.queries, self.queries.pending
         unfinished = self.fresh if interval and limit != 0 else 0

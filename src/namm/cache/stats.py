@@ -90,7 +90,7 @@ def collect(layers: Sequence[object]) -> CacheStats:
         kv_bytes=sum(row.store.nbytes("keys", "values") for row in rows),
         logical_kv_bytes=sum(sum(row.store.lengths) * w for row, w in zip(rows, width, strict=True)),
         state_bytes=sum(row.store.nbytes() - row.store.nbytes("keys", "values") for row in rows),
-        query_bytes=sum(row.queries.nbytes() for row in rows),
+        query_bytes=sum(row.query_bytes() for row in rows),
         other_bytes=sum(
             _bytes((getattr(layer, "keys", None), getattr(layer, "values", None), *_recurrent_states(layer)))
             for layer in layers

@@ -17,7 +17,7 @@ NEAR, FAR = 16, 128  # ages up to which a token's row is summed apart
 FLOOR = 1e-4
 
 
-def birth_rows(attention: Tensor, positions: Tensor) -> Tensor:
+def birth_rows(attention: Tensor, positions: Tensor, counts: Tensor | None = None) -> Tensor:
     """Logarithms of what the newest tokens pay: to themselves, to the token before, to the text's first token, summed
     over ages 2 to `NEAR`, over `NEAR` + 1 to `FAR`, beyond (without the first), the largest single one apart from
     itself, the one before and the first; and of the sum of the squares, which is one over the number of tokens that
@@ -27,6 +27,8 @@ def birth_rows(attention: Tensor, positions: Tensor) -> Tensor:
         attention: ``[..., new, tokens]`` of the newest tokens' own queries, mean over the group; zero beyond the
             diagonal.
         positions: ``[..., tokens]`` integers, rising. Tokens that are gone are not counted, and ages are true.
+        counts: ``[...]``, of each head how many of the last tokens there are, the others being without attention and at
+            the position -1; None: all.
 
     Returns:
         ``[..., new, 8]`` float32 logarithms of at least `FLOOR`.
@@ -41,14 +43,18 @@ def birth_rows(attention: Tensor, positions: Tensor) -> Tensor:
     edges = edges.unflatten(-1, (new, -1))  # the first column that is not older
     far, close, previous, own = F.pad(near.cumsum(-1), (1, 0)).gather(-1, edges).unbind(-1)
     itself = near.diagonal(old, -2, -1).clone()
-    is_first = positions[..., :1] == 0
-    first = paid[..., 0] * is_first
+    start = positions.new_zeros(positions.shape[:-1]) if counts is None else tokens - counts
+    start = start.long().unsqueeze(-1)
+    is_first = positions.gather(-1, start) == 0
+    column = start.unsqueeze(-1).expand(*edges.shape[:-1], 1)
+    oldest = paid.gather(-1, column)
+    first = oldest.squeeze(-1) * is_first
     beyond = paid.sum(-1) - (own - far) - itself - first * (newest.squeeze(-1) > FAR)
     squares = torch.linalg.vector_norm(paid, dim=-1).square()
     # the largest other one: without the token, the one before (or itself again where that is gone), and the first
     near.diagonal(old, -2, -1).zero_()
     near.scatter_(-1, edges[..., 2:3], 0)
-    paid[..., 0].masked_fill_(is_first, 0)
+    paid.scatter_(-1, column, paid.gather(-1, column) * ~is_first.unsqueeze(-1))
     found = [itself, own - previous, first, previous - close, close - far, beyond, paid.amax(-1), squares]
     return torch.stack(found, -1).clamp_min_(FLOOR).log_()
 

@@ -57,55 +57,69 @@ def _alike(spans: Sequence[slice]) -> list[list[slice]]:
     return list(found.values())
 
 
-def observed(columns: Mapping[str, Tensor], config: NAMMConfig) -> Tensor:
+def observed(columns: Mapping[str, Tensor], config: NAMMConfig, counts: Tensor | None = None) -> Tensor:
     """What is known of every token beside its age: spectrogram, birth row, key and value, as the configuration has it.
 
     Args:
-        columns: those of `NAMMConfig.state`, "keys" and "values".
+        columns: those of `NAMMConfig.state`, "keys" and "values"; heads may come before the tokens.
+        counts: ``[...]``, of each head how many of the last tokens there are, the others being zero; None: all.
 
     Returns:
-        ``[tokens, config.observed]`` float32.
+        ``[..., tokens, config.observed]`` float32.
     """
     parts = [compress(columns["spectrogram"].float(), config.spectrogram).flatten(-2)]
     if config.birth:
         parts.append(columns["birth"].float())
     if config.key_value:
-        parts.append(key_value_features(columns["keys"], columns["values"]))
+        parts.append(key_value_features(columns["keys"], columns["values"], counts))
     return torch.cat(parts, dim=-1)
 
 
-def network_features(found: Tensor, ages: Tensor, config: NAMMConfig, mean: Tensor, variance: Tensor) -> Tensor:
+def network_features(
+    found: Tensor, ages: Tensor, config: NAMMConfig, mean: Tensor, variance: Tensor, counts: Tensor | None = None
+) -> Tensor:
     """Age features, then what was observed: as it is, by fixed statistics, or within the head with its levels beside.
 
     Args:
-        found: ``[tokens, config.observed]`` of one head, see `observed`.
-        ages: ``[tokens]`` integers, 0 for the newest.
+        found: ``[..., tokens, config.observed]`` of heads, see `observed`.
+        ages: ``[..., tokens]`` integers, 0 for the newest.
         mean, variance: ``[config.observed]``, fixed.
+        counts: see `observed`.
 
     Returns:
-        ``[tokens, config.features]`` float32.
+        ``[..., tokens, config.features]`` float32.
     """
     if not config.standardised:
         seen = [normalise(found, mean, variance) if config.normalised else found]
     else:
-        relative, level = within_head(found)
+        relative, level = within_head(found, counts)
         seen = [relative, (normalise(level, mean, variance) if config.normalised else level).expand_as(relative)]
     return torch.cat([age_features(ages), *seen], dim=-1)
 
 
-def within_head(found: Tensor) -> tuple[Tensor, Tensor]:
+def within_head(found: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Features relative to the head's own: ``clamp((f - mean) / deviation, -6, 6)``, and the means, its levels.
 
     Heads and models differ in level and spread by far more than tokens differ in need. The first four tokens are
     attention sinks in many models and do not count.
 
     Args:
-        found: ``[tokens, observed]``.
+        found: ``[..., tokens, observed]``.
+        counts: see `observed`.
 
     Returns:
-        ``[tokens, observed]`` and ``[1, observed]``.
+        ``[..., tokens, observed]`` and ``[..., 1, observed]``.
     """
-    others = found[SINKS:] if len(found) >= SINKS + LEAST else found
-    level = others.mean(0, keepdim=True)
-    spread = (others - level).square().mean(0, keepdim=True).sqrt().clamp_min(SPREAD_FLOOR)
+    tokens = found.shape[-2]
+    if counts is None:
+        others = found[..., SINKS:, :] if tokens >= SINKS + LEAST else found
+        level = others.mean(-2, keepdim=True)
+        variance = (others - level).square().mean(-2, keepdim=True)
+    else:
+        sinks = SINKS * (counts >= SINKS + LEAST)
+        others = torch.arange(tokens, device=found.device) >= (tokens - counts + sinks)[..., None]
+        weights = (others / (counts - sinks)[..., None]).unsqueeze(-2)
+        level = weights @ found
+        variance = weights @ (found - level).square()
+    spread = variance.sqrt().clamp_min(SPREAD_FLOOR)
     return ((found - level) / spread).clamp(-BOUND, BOUND), level

@@ -10,18 +10,26 @@ KEY_VALUE_FEATURES = 4
 FLOOR = 1e-6
 
 
-def key_value_features(keys: Tensor, values: Tensor) -> Tensor:
+def key_value_features(keys: Tensor, values: Tensor, counts: Tensor | None = None) -> Tensor:
     """Logarithms of the norms of the value, of the key, and of the value less the head's mean value; and the cosine of
     the key to the head's mean key.
 
     Args:
-        keys: ``[tokens, width]`` of one head, as cached. values: ``[tokens, value width]``.
+        keys: ``[..., tokens, width]`` of heads, as cached. values: ``[..., tokens, value width]``.
+        counts: ``[...]``, of each head how many of the last tokens there are, the others being zero; None: all.
 
     Returns:
-        ``[tokens, 4]`` float32.
+        ``[..., tokens, 4]`` float32.
     """
     keys, values = keys.float(), values.float()
-    apart = torch.linalg.vector_norm(values - values.mean(0), dim=-1)
+    apart = torch.linalg.vector_norm(values - _mean(values, counts), dim=-1)
     norms = torch.stack([torch.linalg.vector_norm(values, dim=-1), torch.linalg.vector_norm(keys, dim=-1), apart], -1)
-    alike = keys @ F.normalize(keys.mean(0), dim=0) / norms[:, 1].clamp_min(FLOOR)
-    return torch.cat([norms.clamp_min(FLOOR).log(), alike[:, None]], dim=-1)
+    alike = keys @ F.normalize(_mean(keys, counts), dim=-1).transpose(-1, -2)
+    return torch.cat([norms.clamp_min(FLOOR).log(), alike / norms[..., 1:2].clamp_min(FLOOR)], dim=-1)
+
+
+def _mean(vectors: Tensor, counts: Tensor | None) -> Tensor:
+    """``[..., 1, width]``, over the tokens."""
+    if counts is None:
+        return vectors.mean(-2, keepdim=True)
+    return vectors.sum(-2, keepdim=True) / counts[..., None, None]

@@ -83,9 +83,9 @@ class NAMM:
     def to(self, device: torch.device | str) -> NAMM:
         return replace(self, flat=self.flat.to(device), mean=self.mean.to(device), variance=self.variance.to(device))
 
-    def features(self, observed: Tensor, ages: Tensor) -> Tensor:
-        """What the network sees of every token, ``[tokens, features]`` float32; see `network_features`."""
-        return network_features(observed, ages, self.config, self.mean, self.variance)
+    def features(self, observed: Tensor, ages: Tensor, counts: Tensor | None = None) -> Tensor:
+        """What the network sees of every token, ``[..., tokens, features]`` float32; see `network_features`."""
+        return network_features(observed, ages, self.config, self.mean, self.variance, counts)
 
     def scores(self, features: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """``[..., tokens]`` scores of features ``[..., tokens, features]`` that are ordered from oldest to newest.

@@ -1,0 +1,89 @@
+"""What a layer does with new tokens stands behind one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from namm.policies.base import Policy
+    from namm.cache.arithmetic import AttentionForm
+
+
+class HeldRow(Protocol):
+    """What one layer holds for one batch row, as others may ask for it.
+
+    Attributes:
+        store: ``heads``, ``lengths`` of each, ``head(h)`` with views of the columns, ``nbytes(*names)``.
+        seen: real tokens so far. undecided: of these, how many came since the last decision. index: of the row.
+    """
+
+    index: int
+
+    @property
+    def store(self) -> Any: ...
+    @property
+    def seen(self) -> int: ...
+    @property
+    def undecided(self) -> int: ...
+    def room(self, tokens: int) -> int: ...
+    def note(self, column: str, newest: Tensor) -> None: ...
+    def query_bytes(self) -> int: ...
+    def check(self) -> None: ...
+
+
+class Engine(Protocol):
+    """The batch rows of one layer: how they are stored, attended to and decided on.
+
+    Attributes:
+        rows: one for each batch row, none before the first tokens.
+    """
+
+    @property
+    def rows(self) -> Sequence[HeldRow]: ...
+
+    def hide(self, hidden: Sequence[Tensor]) -> None:
+        """Forget the tokens at these positions of each row, rising, as if they had never come."""
+
+    def serve(
+        self, query: Tensor, keys: Tensor, values: Tensor, real: Tensor | None, form: AttentionForm, waits: bool
+    ) -> Tensor:
+        """Store and attend new tokens, and decide wherever a block ends.
+
+        Args:
+            query: ``[batch, query heads, tokens, width]``. keys, values: ``[batch, KV heads, tokens, width]``.
+            real: ``[batch, tokens]`` bool; None: all are.
+            waits: no block ends before `settle`.
+
+        Returns:
+            ``[batch, tokens, query heads, value width]``, zeros for padding.
+        """
+        ...
+
+    @property
+    def decided(self) -> bool:
+        """Whether anything was decided on since this was last asked."""
+        ...
+
+    def settle(self, form: AttentionForm, rows: Sequence[int] | None) -> None:
+        """End the block of some rows (None: all) here; what is then due, `decide` asks about."""
+
+    def trim(self) -> None:
+        """All that was decided on before is due again."""
+
+    @staticmethod
+    def decide(engines: Any) -> None:
+        """Ask the policy about all that is due in these engines of one kind, and free what it lets go."""
+
+    def select(self, order: Sequence[int]) -> None:
+        """Have the batch rows in another order; some may come more than once, or not at all."""
+
+    def under(self, policy: Policy) -> Engine:
+        """A copy whose rows go on under another policy.
+
+        Raises:
+            NotImplementedError: where an engine can't.
+        """
+        ...
