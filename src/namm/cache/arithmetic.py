@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -162,3 +163,19 @@ def replay(query: Tensor, log_normalisers: Tensor, keys: Tensor, form: Attention
     found = bounded(logits, form.softcap).view(group, queries, -1)[..., : into.shape[-1]]
     probabilities = (found - log_normalisers[..., None]).exp_().to(query.dtype)
     _ = into.copy_(probabilities) if into.ndim == 3 else mean_of(probabilities, into)
+
+
+def refuse_infinite(output: Tensor, heads: int, layer: int, rows: Sequence[int], seen: Mapping[int, int]) -> None:
+    """Raises ValueError, naming the place, if attention gave NaN or infinity in a block that is to be judged.
+
+    Args:
+        output: ``[some rows, query heads, n, value width]``. heads: KV heads. rows: which these are. seen: by each row.
+    """
+    if not bool(torch.isfinite(output).all()):
+        wrong = ~torch.isfinite(output).all(-1).all(-1).unflatten(1, (heads, -1)).all(-1)
+        number, head = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"layer {layer}, batch row {rows[number]}, KV head {head}: attention gave NaN or infinity in the "
+            f"{output.shape[2]} tokens before token {seen[rows[number]]}; a policy can't judge such values (try "
+            "another dtype)"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,17 +11,21 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache
 
+from namm.cache.engine import Engine
 from namm.cache.layer import MemoryLayer
 from namm.cache.loan import loan_of
+from namm.cache.loops import Loops
+from namm.cache.padded import Padded
 from namm.cache.padding import Padding
 from namm.cache.rehearsal import Rehearsal
 from namm.cache.serves import NEEDS_USE_CACHE, UnsupportedModelError, layer_kinds
 from namm.cache.stats import CacheStats, collect
 from namm.memory import NAMM
-from namm.models.rope import rotary_of
+from namm.models.rope import Rotary, rotary_of
 from namm.policies import NAMMPolicy
 from namm.policies.base import Policy
 
+ENGINES: dict[str, Callable[[Policy, int, Rotary | None], Engine]] = {"loops": Loops, "padded": Padded}
 CANNOT_ROLL_BACK = (
     "a cache that forgets can't be rolled back, so assisted decoding and prompt lookup can't use it; call generate "
     "without assistant_model and prompt_lookup_num_tokens"
@@ -38,10 +43,14 @@ class MemoryCache(Cache):
         model: any transformers decoder that goes through the attention interface. It is left as it is: the cache
             borrows its attention for the moments in which it attends (see `namm.cache.loan`).
         policy: a `Policy`, or a `NAMM` to be used as it is.
+        engine: "loops" goes head by head, and holds and computes nothing that is not there; "padded" takes all heads
+            and batch rows of a layer at once, padded to the longest head, so that a step is a few operations at any
+            number of them. Both keep the same tokens. A policy that decides head by head gets "loops", with a warning.
 
     Raises:
         UnsupportedModelError: if the model can't be served.
-        ValueError: if the policy sees queries, and how the model turns them by positions is not known, see `rotary_of`.
+        ValueError: if there is no such engine; if the policy sees queries, and how the model turns them by positions is
+            not known, see `rotary_of`.
         TypeError: if `model` is no model, or `policy` neither a policy nor a memory.
 
     Example:
@@ -50,7 +59,7 @@ class MemoryCache(Cache):
         >>> print(cache.stats())                                                 # doctest: +SKIP
     """
 
-    def __init__(self, model: PreTrainedModel, policy: Policy | NAMM) -> None:
+    def __init__(self, model: PreTrainedModel, policy: Policy | NAMM, engine: str = "loops") -> None:
         if isinstance(policy, NAMM):
             policy = NAMMPolicy(policy)
         if not isinstance(policy, Policy):
@@ -61,6 +70,7 @@ class MemoryCache(Cache):
                 f"and not below its carry ({policy.carry})"
             )
         self.policy = policy
+        made = engine_of(engine, policy)
         self.padding = Padding()
         model = served_model(model)
         types, arguments = layer_kinds(model.config, type(model).__name__)
@@ -70,7 +80,7 @@ class MemoryCache(Cache):
         rotary = rotary_of(model) if policy.sees_queries else None
         super().__init__(
             layers=[
-                MemoryLayer(index, policy, self.padding, self.loan, rotary)
+                MemoryLayer(index, policy, self.padding, self.loan, rotary, made)
                 if kind == "full_attention"
                 else DYNAMIC_LAYER_TYPE_MAPPING[kind](**options)
                 for index, (kind, options) in enumerate(zip(types, arguments, strict=True))
@@ -230,6 +240,18 @@ class MemoryCache(Cache):
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove:
             raise UnsupportedModelError(CANNOT_ROLL_BACK)
+
+
+def engine_of(name: str, policy: Policy) -> Callable[[Policy, int, Rotary | None], Engine]:
+    """The engine of that name, or "loops" where the policy takes no other."""
+    if name not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
+    if name != "loops" and not policy.takes_grids:
+        warnings.warn(
+            f"{type(policy).__name__} decides head by head, so the engine is 'loops' and not {name!r}", stacklevel=3
+        )
+        return Loops
+    return ENGINES[name]
 
 
 COMPILED = (

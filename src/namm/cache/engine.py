@@ -20,8 +20,8 @@ class HeldRow(Protocol):
         seen: real tokens so far. undecided: of these, how many came since the last decision. index: of the row.
     """
 
-    index: int
-
+    @property
+    def index(self) -> int: ...
     @property
     def store(self) -> Any: ...
     @property
@@ -44,6 +44,11 @@ class Engine(Protocol):
     @property
     def rows(self) -> Sequence[HeldRow]: ...
 
+    @property
+    def decided(self) -> bool:
+        """Whether anything was decided on since this was last asked."""
+        ...
+
     def hide(self, hidden: Sequence[Tensor]) -> None:
         """Forget the tokens at these positions of each row, rising, as if they had never come."""
 
@@ -60,11 +65,6 @@ class Engine(Protocol):
         Returns:
             ``[batch, tokens, query heads, value width]``, zeros for padding.
         """
-        ...
-
-    @property
-    def decided(self) -> bool:
-        """Whether anything was decided on since this was last asked."""
         ...
 
     def settle(self, form: AttentionForm, rows: Sequence[int] | None) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from namm.cache.arithmetic import AttentionForm, attend, attend_exactly
+from namm.cache.arithmetic import AttentionForm, attend, attend_exactly, refuse_infinite
 from namm.cache.queries import Queries
 from namm.cache.record import Record
 from namm.cache.storage import TokenStore
@@ -104,7 +104,7 @@ class Row:
         outputs = [self._attend(h, query[own], own, form, record) for h, own in enumerate(store.groups(query))]
         output = torch.cat(outputs)
         if ends:
-            self._refuse_infinite(output, new)
+            refuse_infinite(output[None], store.heads, self.layer, [self.index], {self.index: self.seen})
             self._observe(watched, form, record)
         return output
 
@@ -218,16 +218,6 @@ class Row:
         output = attend(query, keys, values, store.lengths[head], form, *into)
         assert output is not None
         return output
-
-    def _refuse_infinite(self, output: Tensor, new: int) -> None:
-        """Output ``[query heads, n, value width]``."""
-        if not bool(torch.isfinite(output).all()):
-            heads = [bool(torch.isfinite(output[own]).all()) for own in self.store.groups(output)]
-            raise ValueError(
-                f"layer {self.layer}, batch row {self.index}, KV head {heads.index(False)}: attention gave NaN or "
-                f"infinity in the {new} tokens before token {self.seen}; a policy can't judge such values (try another "
-                "dtype)"
-            )
 
     def _observe(
         self, watched: Tensor, form: AttentionForm, record: Record | None = None, *, whole: bool = False

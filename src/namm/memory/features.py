@@ -49,6 +49,26 @@ def observe(
                 columns["birth"][span.stop - rows : span.stop] = own
 
 
+def observe_padded(
+    columns: Mapping[str, Tensor], attention: Tensor, new: int, config: NAMMConfig, end: int, counts: Tensor
+) -> None:
+    """`observe` of all heads of some batch rows, padded to one length.
+
+    Args:
+        columns: contiguous ``[rows, heads, slots, ...]``, the newest token of every head at the slot ``end - 1``.
+        attention: ``[carry + queries, rows, heads, slots]``, zero in free slots.
+        new: see `observe`.
+        counts: tokens of each head, ``[rows, heads]``.
+    """
+    spectral = config.spectrogram
+    signal = attention[(len(attention) - spectral.carry) % spectral.hop :]
+    state = columns["spectrogram"].flatten(0, 2)
+    state.copy_(update_spectrogram(state, signal.flatten(1), spectral))
+    if config.birth and (rows := min(new, len(attention) - spectral.carry)):
+        paid = attention[-rows:, ..., :end].permute(1, 2, 0, 3)
+        columns["birth"][:, :, end - rows : end] = birth_rows(paid, columns["positions"][..., :end], counts)
+
+
 def _alike(spans: Sequence[slice]) -> list[list[slice]]:
     """Spans of the same length together."""
     found: dict[int, list[slice]] = {}
@@ -110,7 +130,8 @@ def within_head(found: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Te
     Returns:
         ``[..., tokens, observed]`` and ``[..., 1, observed]``.
     """
-    tokens = found.shape[-2]
+    tokens, newest = found.shape[-2], found[..., -1:, :]
+    found = found - newest  # what is the same for all tokens is exactly so
     if counts is None:
         others = found[..., SINKS:, :] if tokens >= SINKS + LEAST else found
         level = others.mean(-2, keepdim=True)
@@ -122,4 +143,4 @@ def within_head(found: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Te
         level = weights @ found
         variance = weights @ (found - level).square()
     spread = variance.sqrt().clamp_min(SPREAD_FLOOR)
-    return ((found - level) / spread).clamp(-BOUND, BOUND), level
+    return ((found - level) / spread).clamp(-BOUND, BOUND), level + newest

@@ -135,6 +135,11 @@ class Policy:
     name: ClassVar[str] = "policy"
 
     @property
+    def takes_grids(self) -> bool:
+        """Whether it decides about many heads at once, see `namm.policies.grid`."""
+        return False
+
+    @property
     def rehearses(self) -> bool:
         """Whether it looks at a rehearsal."""
         return REHEARSED in self.state and self.update_interval is not None

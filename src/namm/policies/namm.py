@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from namm.memory import NAMM
-from namm.memory.features import observe, observed
+from namm.memory.features import observe, observe_padded, observed
 from namm.memory.influence import MINIMUM_REST, score_of
 from namm.policies.base import (
     REHEARSED,
@@ -22,10 +23,12 @@ from namm.policies.base import (
     tokens_of,
     tokens_within,
 )
+from namm.policies.grid import Grid, all_have_room, best_of, pooled_grids, with_newest
 from namm.policies.pool import groups, has_room, pooled, refuse_nan, top
 from namm.support.tensors import Column
 
 SCORED = 2**15  # tokens that are scored at once, or a single head's
+WILD = ", or the memory's weights are wild"
 LEAST = 0.02  # of an even share, that every head keeps whatever its scores
 
 
@@ -97,6 +100,47 @@ class NAMMPolicy(Policy):
         assert segments.attention is not None
         observe(segments.columns, segments.attention, heads[0].new, self.memory.config, segments.spans)
 
+    @property
+    def takes_grids(self) -> bool:
+        """Whether it decides about many heads at once; a class made from this one is asked head by head."""
+        return type(self) is NAMMPolicy
+
+    def observe_grid(self, grid: Grid, attention: Tensor, end: int) -> None:
+        """`observe` of all heads of a grid with slots from `end` on that hold nothing; see `observe_padded`."""
+        observe_padded(grid.columns, attention, grid.new[0], self.memory.config, end, grid.counts)
+
+    def select_grids(self, grids: Sequence[Grid]) -> list[Tensor] | None:
+        """`select` of all heads of grids of the same rows, ``[rows, heads, tokens]`` bool each; None: all stay."""
+        if self.trims and self.cap is None and all_have_room(grids, self._allowed):
+            return None
+        limit = None if self.cap is None else partial(tokens_within, self.cap)
+        scores = [self._scores_of(grid) for grid in grids]
+        if self.share is not None:
+            return pooled_grids(grids, scores, self._allowed, lambda *_: 1, limit, LEAST)
+        keep = []
+        for grid, own in zip(grids, scores, strict=True):
+            there = grid.positions >= 0
+            stays = there & (own + (self.offset or 0.0) >= 0)
+            stays[..., -1] = True
+            if limit is not None:
+                most = torch.tensor([limit(grid.head(number)) for number in range(len(grid.rows))], device=own.device)
+                best = best_of(own, there, most, torch.ones_like(most))
+                stays = torch.where(stays.sum(-1, keepdim=True) > most[:, None, None], best, stays)
+            keep.append(stays)
+        return keep
+
+    def _scores_of(self, grid: Grid) -> Tensor:
+        """`score` of all heads of a grid, ``[rows, heads, tokens]``."""
+        asked = grid.without(grid.undecided) if any(grid.undecided) else grid
+        memory, counts, positions = self._memory_on(grid.positions.device), asked.counts, asked.positions
+        seen = observed(asked.columns, memory.config, counts)
+        scores = memory.scores(memory.features(seen, positions[..., -1:] - positions, counts))
+        scores = self._with_rehearsal(asked, scores).masked_fill(positions < 0, 0.0)
+        if bool(scores.isnan().any()):
+            index = int(scores.isnan().any(-1).any(0).nonzero()[0])
+            refuse_nan([replace(grid.head(0), index=index)], [scores], "the memory", WILD)
+        return with_newest(scores, grid.undecided, grid.positions.shape[2], 0.0) if asked is not grid else scores
+
     def features(self, head: Head) -> Tensor:
         """``[tokens, features]``, from a head's columns alone."""
         memory = self._memory_on(head.positions.device)
@@ -120,7 +164,7 @@ class NAMMPolicy(Policy):
         if self._keeps_all(heads):
             return [torch.ones(head.tokens, dtype=torch.bool, device=head.positions.device) for head in heads]
         scores = self.score(heads)
-        refuse_nan(heads, scores, "the memory", ", or the memory's weights are wild")
+        refuse_nan(heads, scores, "the memory", WILD)
         keep = self.choose(heads, scores)
         self.note(heads, scores, keep)
         return keep
@@ -172,8 +216,8 @@ class NAMMPolicy(Policy):
         assert self.share is not None
         return tokens_of(self.share, seen)
 
-    def _with_rehearsal(self, head: Head, scores: Tensor) -> Tensor:
-        """Scores ``[tokens]``, at least those of the influence that was seen of tokens in a rehearsal."""
+    def _with_rehearsal(self, head: Head | Grid, scores: Tensor) -> Tensor:
+        """Scores ``[..., tokens]``, at least those of the influence that was seen of tokens in a rehearsal."""
         if not self.rehearsed or self.memory.config.influence is None:
             return scores
         # without a token that is paid a, an output changes by a / (1 - a) of how far it is from the token's value

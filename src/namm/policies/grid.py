@@ -1,0 +1,172 @@
+"""Decisions about many heads at once: one tensor for all heads of a layer and all batch rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from namm.policies.base import Head
+from namm.policies.pool import ROOM, SAFEGUARD, share_alone
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The heads of one layer and of some batch rows at an update, padded to one length, the newest token last.
+
+    Attributes:
+        layer: index in the model.
+        rows: of the batch.
+        columns: as of a `Head`, ``[rows, heads, tokens, ...]``; where a head has fewer tokens, the first ones are zero
+            and at the position -1.
+        lengths: tokens of each head of each row.
+        seen, new, undecided, compared: of each row, as of a `Head`.
+        whole: as of a `Head`.
+    """
+
+    layer: int
+    rows: Sequence[int]
+    columns: Mapping[str, Tensor]
+    lengths: Sequence[Sequence[int]]
+    seen: Sequence[int]
+    new: Sequence[int]
+    undecided: Sequence[int]
+    compared: Sequence[tuple[int, int] | None]
+    whole: bool
+
+    @property
+    def positions(self) -> Tensor:
+        return self.columns["positions"]
+
+    @property
+    def heads(self) -> int:
+        return self.positions.shape[1]
+
+    @property
+    def counts(self) -> Tensor:
+        """`lengths` as ``[rows, heads]`` int64, at least 1."""
+        return torch.tensor(self.lengths, device=self.positions.device).clamp_min_(1)
+
+    def head(self, number: int) -> Head:
+        """What a budget asks of any head of a row: all but its tokens."""
+        return Head(
+            self.layer,
+            self.rows[number],
+            0,
+            {},
+            self.seen[number],
+            self.new[number],
+            undecided=self.undecided[number],
+            compared=self.compared[number],
+            whole=self.whole,
+        )
+
+    def without(self, newest: Sequence[int]) -> Grid:
+        """The grid without so many of the newest tokens of each row."""
+        lengths = [[max(0, own - gone) for own in row] for row, gone in zip(self.lengths, newest, strict=True)]
+        tokens = self.positions.shape[2]
+        if len(set(newest)) == 1:
+            columns = {name: column[:, :, : tokens - newest[0]] for name, column in self.columns.items()}
+            return replace(self, columns=columns, lengths=lengths)
+        source = (
+            torch.arange(tokens, device=self.positions.device)
+            - torch.tensor(newest, device=self.positions.device)[:, None]
+        )
+        columns = {}
+        for name, column in self.columns.items():
+            index = source.view(len(newest), 1, tokens, *[1] * (column.ndim - 3))
+            moved = column.gather(2, index.clamp_min(0).expand(-1, column.shape[1], -1, *column.shape[3:]))
+            columns[name] = moved.masked_fill_(index < 0, -1 if name == "positions" else 0)
+        return replace(self, columns=columns, lengths=lengths)
+
+
+def with_newest(found: Tensor, newest: Sequence[int], tokens: int, value: float | bool) -> Tensor:
+    """What was found ``[rows, heads, n]`` of a grid of so many tokens `without` some, and a value for these."""
+    if len(set(newest)) == 1:
+        return F.pad(found, (0, newest[0]), value=value)
+    source = torch.arange(tokens, device=found.device) + torch.tensor(newest, device=found.device)[:, None]
+    moved = found.gather(2, source.clamp_max(tokens - 1)[:, None].expand(-1, found.shape[1], -1))
+    return moved.masked_fill_((source >= tokens)[:, None], value)
+
+
+def best_of(scores: Tensor, there: Tensor, count: Tensor, recent: Tensor) -> Tensor:
+    """`namm.policies.pool.top` of many heads: the newest tokens and the best of the others, `count` in all.
+
+    Args:
+        scores: ``[rows, heads, tokens]``, the newest last. there: likewise bool, which are tokens.
+        count, recent: ``[rows]`` int64; more than `count` stay where `recent` is more.
+
+    Returns:
+        ``[rows, heads, tokens]`` bool.
+    """
+    count, recent = (each[:, None, None] for each in (torch.maximum(count, recent), recent))
+    ages = torch.arange(scores.shape[2] - 1, -1, -1, device=scores.device)
+    order = scores.masked_fill(ages < recent, torch.inf).masked_fill_(~there, -torch.inf)
+    return (ranks(order) < count) & there
+
+
+def ranks(scores: Tensor) -> Tensor:
+    """The place of every score from the highest on, in the last dimension; of equal ones the first comes first."""
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    places = torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, places)
+
+
+def pooled_grids(
+    grids: Sequence[Grid],
+    scores: Sequence[Tensor],
+    allowed: Callable[[Head, int], float],
+    recent: Callable[[Head, int], int],
+    limit: Callable[[Head], int] | None = None,
+    safeguard: float = SAFEGUARD,
+) -> list[Tensor]:
+    """`namm.policies.pool.pooled` of grids whose heads share one budget; batch rows never do.
+
+    Args:
+        grids: of the same rows. scores: of each ``[rows, heads, tokens]``.
+        allowed, recent, safeguard: as for `pooled`.
+        limit: of a head, how many of its tokens may stay, but for those that are certain.
+
+    Returns:
+        ``[rows, heads, tokens]`` bool of each grid.
+    """
+    device = scores[0].device
+    totals = [0.0] * len(grids[0].rows)
+    keep, rest, running = [], [], []
+    left = torch.zeros(len(totals), dtype=torch.int64, device=device)
+    for grid, own in zip(grids, scores, strict=True):
+        bounds = []
+        for number in range(len(grid.rows)):
+            head = grid.head(number)
+            share = allowed(head, head.seen) if grid.whole else share_alone(head, grid.heads, allowed)
+            places = max(1, int(share))
+            certain = max(1, head.undecided, min(recent(head, places), places))
+            most = limit(head) if limit is not None else own.shape[2]
+            bounds.append((min(round(safeguard * share), most), certain, most))
+            totals[number] += share * grid.heads
+        floors, newest, most = torch.tensor(bounds, device=own.device).T
+        there = grid.positions >= 0
+        keep.append(best_of(own, there, floors, newest))
+        open_ = there if limit is None else best_of(own, there, most, newest)
+        rest.append(open_ & ~keep[-1])
+        running.append(own.masked_fill(~rest[-1], -torch.inf).flatten(1).to(device))
+        left -= keep[-1].sum((1, 2)).to(device)
+    heads = sum(grid.heads for grid in grids)
+    left += torch.tensor([max(heads, round(total)) for total in totals], device=device)
+    won = ranks(torch.cat(running, dim=1)) < left[:, None]
+    parts = won.split([own[0].numel() for own in keep], dim=1)
+    return [
+        own | (open_ & part.to(own.device).view_as(own)) for own, open_, part in zip(keep, rest, parts, strict=True)
+    ]
+
+
+def all_have_room(grids: Sequence[Grid], allowed: Callable[[Head, int], float]) -> bool:
+    """`namm.policies.pool.has_room` of grids."""
+    return not grids[0].whole and all(
+        sum(lengths) <= grid.heads * (share_alone(grid.head(number), grid.heads, allowed) + ROOM)
+        for grid in grids
+        for number, lengths in enumerate(grid.lengths)
+    )
