@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
-
 import torch
+from engines import Layers, random_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from namm import NAMM, NAMMConfig
 from namm.cache.arithmetic import AttentionForm
-from namm.cache.cache import ENGINES
-from namm.cache.layer import MemoryLayer
-from namm.cache.padding import Padding
-from namm.policies import NAMMPolicy, Policy
+from namm.policies import NAMMPolicy
 
 PLAIN = NAMMConfig(hidden=8, update_interval=16, window=8, hop=4)
 RICH = NAMMConfig(
@@ -34,53 +28,6 @@ RICH = NAMMConfig(
     normalised=True,
     influence=(0.5, -1.0),
 )
-
-
-class NoLoan:
-    def borrow(self) -> None: ...
-    def give_back(self) -> None: ...
-
-
-@dataclass
-class Layers:
-    """Two layers of one cache, as a model would drive them."""
-
-    policy: Policy
-    engine: str
-    form: AttentionForm
-    layers: list[MemoryLayer] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        loan: Any = NoLoan()
-        padding = Padding()
-        self.layers = [MemoryLayer(i, self.policy, padding, loan, engine=ENGINES[self.engine]) for i in range(2)]
-        self.layers[-1].every = self.layers
-
-    def feed(self, tensors: list[tuple[Tensor, Tensor, Tensor]], mask: Tensor | None) -> list[Tensor]:
-        outputs = []
-        for layer, (query, keys, values) in zip(self.layers, tensors, strict=True):
-            layer._handed = keys, values
-            outputs.append(layer.attend(query, mask, self.form))
-        return outputs
-
-    def hide(self, hidden: list[Tensor]) -> None:
-        for layer in self.layers:
-            layer.engine.hide(hidden)
-
-    def select(self, order: list[int]) -> None:
-        for layer in self.layers:
-            layer.batch_select_indices(torch.tensor(order))
-
-    def settle(self, rows: list[int] | None) -> None:
-        for layer in self.layers:
-            layer.settle(rows)
-        engines = [layer.engine for layer in self.layers]
-        engines[0].decide(engines)
-
-    def held(self) -> list[dict[str, Tensor]]:
-        for layer in self.layers:
-            layer.check()
-        return [row.store.head(h) for layer in self.layers for row in layer.rows for h in range(row.store.heads)]
 
 
 def policy_of(kind: str, rich: bool, seed: int) -> NAMMPolicy:
@@ -133,10 +80,7 @@ def test_padded_does_what_loops_do(shape, calls, left, kind, rich, softcap, with
         calls = [31, *calls]
         mask = torch.arange(31) >= torch.tensor(left[:rows])[:, None]
     for number, tokens in enumerate(calls):
-        tensors = [
-            tuple(torch.randn(rows, n, tokens, 8, generator=generator) for n in (heads * group, heads, heads))
-            for _ in range(2)
-        ]
+        tensors = random_tokens(rows, heads, group, tokens, 8, 2, generator)
         outputs, expected = (each.feed(tensors, mask if number == 0 else None) for each in engines)
         for own, other in zip(outputs, expected, strict=True):
             torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-5)

@@ -171,7 +171,7 @@ def refuse_infinite(output: Tensor, heads: int, layer: int, rows: Sequence[int],
     Args:
         output: ``[some rows, query heads, n, value width]``. heads: KV heads. rows: which these are. seen: by each row.
     """
-    if not bool(torch.isfinite(output).all()):
+    if not math.isfinite(float(torch.linalg.vector_norm(output, torch.inf))):
         wrong = ~torch.isfinite(output).all(-1).all(-1).unflatten(1, (heads, -1)).all(-1)
         number, head = wrong.nonzero()[0].tolist()
         raise ValueError(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from namm.support.tensors import SEGMENT, Column, round_up, writable
+from namm.support.tensors import SEGMENT, Column, round_up, steps, writable
 
 FREE = -1  # the position of a slot without a token
 
@@ -20,7 +21,7 @@ class GridStore:
 
     Attributes:
         columns: name -> ``[rows, heads, slots, ...]``, see `namm.cache.storage.TokenStore`.
-        end: slots before the room for tokens to come.
+        end: slots before the room for tokens to come, of which there is at least one.
         lengths: tokens of each head of each row.
     """
 
@@ -43,19 +44,10 @@ class GridStore:
     def longest(self) -> int:
         return max(max(row) for row in self.lengths)
 
-    @property
-    def full(self) -> bool:
-        """Whether every slot holds a token."""
-        return self.end == self.slots and all(length == self.end for row in self.lengths for length in row)
-
     def head(self, row: int, head: int) -> dict[str, Tensor]:
         """Views of a head's tokens, oldest first; writing to them writes the store."""
         held = slice(self.end - self.lengths[row][head], self.end)
         return {name: column[row, head, held] for name, column in self.columns.items()}
-
-    def counts(self) -> Tensor:
-        """`lengths` as ``[rows, heads]`` int64."""
-        return torch.tensor(self.lengths, device=self.columns["positions"].device)
 
     def append(self, keys: Tensor, values: Tensor, positions: Tensor, new: Sequence[int]) -> None:
         """Add the same tokens to every head of a row.
@@ -66,7 +58,7 @@ class GridStore:
             new: of each row how many of the last there are; the others are at the position -1.
         """
         tokens = keys.shape[2]
-        if self.end + tokens > self.slots:
+        if self.end + tokens >= self.slots:
             self._grow(max(tokens, min(SEGMENT, self.longest // 4)))  # of a cache that grows by single tokens
         self.make_writable()
         into = slice(self.end, self.end + tokens)
@@ -125,7 +117,7 @@ class GridStore:
                 place = f"row {row}, head {head}"
                 positions = self.columns["positions"][row, head]
                 held = self.head(row, head)["positions"]
-                assert 0 <= length <= self.end <= self.slots, f"{place} is longer than its slots"
+                assert 0 <= length <= self.end < max(1, self.slots), f"{place} is longer than its slots"
                 assert bool((held.diff() > 0).all()) and bool((held >= 0).all()), f"{place}: positions do not rise"
                 free = positions == FREE
                 assert int(free.sum()) == self.slots - length, f"{place}: a free slot has a position"
@@ -136,7 +128,7 @@ class GridStore:
     def _grow(self, tokens: int) -> None:
         """Room for so many more tokens; slots that are free in every head go."""
         held = slice(self.end - self.longest, self.end)
-        length, slots = self.longest, round_up(self.longest + tokens)
+        length, slots = self.longest, round_up(self.longest + tokens + 1)
         for name, column in self.columns.items():
             fresh = column.new_full((*column.shape[:2], slots, *column.shape[3:]), FREE if name == "positions" else 0)
             fresh[:, :, :length] = column[:, :, held]
@@ -147,25 +139,21 @@ class GridStore:
         """Have what stays ``[rows, heads, end]`` bool, `lengths` of each head, last, in no more slots than needed."""
         rows, heads, _ = stays.shape
         width, device = self.longest, stays.device
-        order = stays.to(torch.int8).argsort(dim=-1, stable=True)[..., self.end - width :]
-        first = torch.arange(rows * heads, device=device).view(rows, heads, 1) * self.slots
-        flat = (order + first).flatten()
-        ragged = any(length != width for row in self.lengths for length in row)
-        free = torch.arange(width, device=device) < (width - self.counts())[..., None] if ragged else None
+        kept, order = (sorted_[..., self.end - width :] for sorted_ in stays.sort(dim=-1, stable=True))
+        order = torch.where(kept, order, self.end)  # the slot at the end is free
+        first = steps(rows * heads, device).view(rows, heads, 1) * self.slots
+        flat = F.pad(order, (0, 1), value=self.end).add_(first).flatten()
         for name, column in self.columns.items():
-            found = column.flatten(0, 2).index_select(0, flat).view(rows, heads, width, *column.shape[3:])
-            if free is not None:
-                mask = free.view(*free.shape, *[1] * (column.ndim - 3))
-                found.masked_fill_(mask, FREE if name == "positions" else 0)
-            self.columns[name] = found
+            found = column.flatten(0, 2).index_select(0, flat)
+            self.columns[name] = found.view(rows, heads, width + 1, *column.shape[3:])
         self.end = width
 
 
 def positions_of(seen: Sequence[int], new: Sequence[int], tokens: int, device: torch.device) -> Tensor:
-    """Positions ``[rows or 1, tokens]`` int32 of new tokens, of which each row's last `new` are some."""
+    """Positions ``[rows or 1, tokens]`` int64 of new tokens, of which each row's last `new` are some."""
     if len(set(seen)) == 1 and all(count == tokens for count in new):
-        return torch.arange(seen[0], seen[0] + tokens, dtype=torch.int32, device=device)[None]
-    ends = torch.tensor([[before + count, count] for before, count in zip(seen, new, strict=True)], dtype=torch.int32)
+        return steps(seen[0] + tokens, device)[None, seen[0] :]
+    ends = torch.tensor([[before + count, count] for before, count in zip(seen, new, strict=True)])
     stop, counts = ends.to(device).T[..., None]
-    back = torch.arange(tokens, 0, -1, dtype=torch.int32, device=device)
+    back = tokens - steps(tokens, device)
     return (stop - back).masked_fill_(back > counts, FREE)

@@ -98,11 +98,10 @@ class Padded:
         looks = interval is not None and policy.queries != 0
         if looks and not (whole and len(ends) == len(new)):
             self.pending.remember(query, new, policy.queries or interval or tokens)
-        record = None
+        record, excluded = None, excluding_free(store.columns["positions"], query.dtype)
         if looks and whole:
             watched = query if policy.queries is None else query[:, :, max(0, tokens - policy.queries) :]
-            record = PaddedRecord.empty(store.columns["keys"], watched, policy.carry)
-        excluded = None if store.full else excluding_free(store.columns["positions"], query.dtype)
+            record = PaddedRecord.empty(store.columns["keys"], watched, policy.carry, excluded)
         into = (None, None) if record is None else record.into
         output = attend_padded(query, store.columns["keys"], store.columns["values"], store.end, form, excluded, *into)
         assert output is not None
@@ -183,13 +182,12 @@ class Padded:
             if record is None:
                 watched = min(self.fresh[rows[0]], policy.queries or self.fresh[rows[0]])
                 query = _of(pending.newest(watched), part)
-                record = PaddedRecord.empty(keys, query, policy.carry)
-                excluded = None if store.full else excluding_free(positions, query.dtype)
-                attend_padded(query, keys, None, store.end, form, excluded, *record.into)
+                record = PaddedRecord.empty(keys, query, policy.carry, excluding_free(positions, keys.dtype))
+                attend_padded(query, keys, None, store.end, form, record.excluded, *record.into)
             if policy.carry and pending.carried is not None and pending.normalisers is not None:
-                asked = torch.tensor([self.updated[row] for row in rows], device=keys.device)
+                asked = [self.updated[row] for row in rows]
                 carried = _of(pending.carried, part), _of(pending.normalisers, part)
-                record.replay(*carried, keys, positions, form, asked)
+                record.replay(carried, keys, positions, form, asked)
         judge: Any = policy
         judge.observe_grid(self._grid(rows, columns), None if record is None else record.attention, store.end)
         if part is not None:
@@ -238,13 +236,12 @@ class Padded:
         rows, store = sorted(self.due), self.store
         if answer is not None:
             left_out = [self.due[row].left_out for row in rows]
-            there = store.columns["positions"][:, :, : store.end] != FREE
-            part = _part(rows, len(self.seen), there.device)
             if any(left_out):
                 answer = with_newest(answer, left_out, store.end, True)
-            answer[..., -1] = True
-            answer &= _of(there, part)
-            store.keep(answer if part is None else there.index_copy(0, part, answer))
+            if len(rows) < len(self.seen):
+                part = torch.tensor(rows, device=answer.device)
+                answer = (store.columns["positions"][:, :, : store.end] != FREE).index_copy_(0, part, answer)
+            store.keep(answer)
         for row in rows if self.whole else ():
             kept = sum(store.lengths[row]) - len(store.lengths[row]) * self.fresh[row]
             self.compared[row] = self.updated[row], kept

@@ -28,7 +28,7 @@ def attend_padded(
     values: Tensor | None,
     end: int,
     form: AttentionForm,
-    excluded: Tensor | None = None,
+    excluded: Tensor,
     record: Tensor | None = None,
     normalisers: Tensor | None = None,
 ) -> Tensor | None:
@@ -37,7 +37,7 @@ def attend_padded(
     Args:
         query: ``[rows, query heads, n, width]``.
         keys: ``[rows, heads, slots, width]``, the newest at the slot ``end - 1``. values: likewise; None: none wanted.
-        excluded: see `excluding_free`; None: all slots hold tokens.
+        excluded: see `excluding_free`.
         record: ``[m, rows * heads, slots]``, filled with the attention of the last m queries, mean over the group.
         normalisers: ``[rows, query heads, c]`` float32, filled with those of the last c queries.
 
@@ -71,27 +71,29 @@ def attend_padded(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
 
-def replay_padded(query: Tensor, normalisers: Tensor, keys: Tensor, form: AttentionForm, into: Tensor) -> None:
-    """Attention that earlier queries paid to keys that are still there, and any number to others.
+def replay_padded(
+    query: Tensor, normalisers: Tensor, keys: Tensor, form: AttentionForm, excluded: Tensor, into: Tensor
+) -> None:
+    """Attention that earlier queries paid to keys that are still there, and any number to newer ones.
 
     Args:
         query: ``[rows, query heads, n, width]``. normalisers: ``[rows, query heads, n]``, infinite where none was.
         keys: ``[rows, heads, slots, width]``.
+        excluded: see `excluding_free`.
         into: ``[n, rows * heads, slots]`` is filled.
     """
     rows, query_heads, queries, width = query.shape
     flat_keys = keys.flatten(0, 1).transpose(1, 2)
     scaled = (query * form.scaling).reshape(flat_keys.shape[0], -1, width)
-    found = _logits(scaled, flat_keys, form, None) - normalisers.view(flat_keys.shape[0], -1, 1)
+    found = _logits(scaled, flat_keys, form, excluded) - normalisers.view(flat_keys.shape[0], -1, 1)
     grouped = found.exp_().to(query.dtype).unflatten(1, (-1, queries))
     mean_of(grouped.transpose(0, 1), into.transpose(0, 1))
 
 
-def _logits(scaled: Tensor, keys: Tensor, form: AttentionForm, excluded: Tensor | None) -> Tensor:
-    if form.softcap is None and excluded is not None:
+def _logits(scaled: Tensor, keys: Tensor, form: AttentionForm, excluded: Tensor) -> Tensor:
+    if form.softcap is None:
         return torch.baddbmm(excluded, scaled, keys)
-    logits = bounded(scaled @ keys, form.softcap)
-    return logits if excluded is None else logits.add_(excluded)
+    return bounded(scaled @ keys, form.softcap).add_(excluded)
 
 
 def _tiles(queries: int, size: int) -> Iterator[tuple[int, int]]:

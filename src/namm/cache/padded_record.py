@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from namm.cache.arithmetic import AttentionForm
-from namm.cache.grid import FREE
 from namm.cache.padded_attention import replay_padded
 
 
@@ -21,19 +21,21 @@ class PaddedRecord:
         normalisers: ``[rows, query heads, carry]`` float32, log normalisers of the last queries, which are carried over
             to the next block; None: none are.
         last: those queries, ``[rows, query heads, carry, width]``.
+        excluded: see `excluding_free`.
     """
 
     attention: Tensor
     normalisers: Tensor | None
     last: Tensor
+    excluded: Tensor
 
     @classmethod
-    def empty(cls, keys: Tensor, watched: Tensor, carry: int) -> PaddedRecord:
+    def empty(cls, keys: Tensor, watched: Tensor, carry: int, excluded: Tensor) -> PaddedRecord:
         """For what queries ``[rows, query heads, n, width]`` pay to keys ``[rows, heads, slots, width]``."""
         rows, query_heads, queries, _ = watched.shape
         attention = keys.new_zeros(carry + queries, *keys.shape[:3])
         normalisers = watched.new_empty(rows, query_heads, carry, dtype=torch.float32) if carry else None
-        return cls(attention, normalisers, watched[:, :, queries - carry :])
+        return cls(attention, normalisers, watched[:, :, queries - carry :], excluded)
 
     @property
     def into(self) -> tuple[Tensor, Tensor | None]:
@@ -49,20 +51,27 @@ class PaddedRecord:
         if part is None:
             return self
         normalisers = None if self.normalisers is None else self.normalisers.index_select(0, part)
-        return PaddedRecord(self.attention.index_select(1, part), normalisers, self.last.index_select(0, part))
+        attention, last = self.attention.index_select(1, part), self.last.index_select(0, part)
+        excluded = self.excluded.unflatten(0, self.attention.shape[1:3]).index_select(0, part).flatten(0, 1)
+        return PaddedRecord(attention, normalisers, last, excluded)
 
     def replay(
-        self, carried: Tensor, normalisers: Tensor, keys: Tensor, positions: Tensor, form: AttentionForm, asked: Tensor
+        self,
+        carried: tuple[Tensor, Tensor],
+        keys: Tensor,
+        positions: Tensor,
+        form: AttentionForm,
+        asked: Sequence[int],
     ) -> None:
         """Fill the first rows with the attention of the last queries of the block before.
 
         Args:
-            carried, normalisers: as `last` and `normalisers` of that block.
+            carried: `last` and `normalisers` of that block.
             keys: ``[rows, heads, slots, width]``. positions: ``[rows, heads, slots]``.
-            asked: ``[rows]``, tokens seen when that block ended.
+            asked: of each row, the tokens seen when that block ended.
         """
         earlier = self.attention[: self.carry]
-        replay_padded(carried, normalisers, keys, form, earlier.flatten(1, 2))
-        when = asked + torch.arange(-self.carry, 0, device=asked.device)[:, None]  # [carry, rows]
-        # a query pays newer tokens nothing
-        earlier.masked_fill_((positions > when[..., None, None]) | (positions == FREE), 0)
+        replay_padded(*carried, keys, form, self.excluded, earlier.flatten(1, 2))
+        when = [[updated - back for updated in asked] for back in range(self.carry, 0, -1)]
+        newer = positions > torch.tensor(when, device=positions.device)[..., None, None]
+        earlier.masked_fill_(newer, 0)  # a query pays newer tokens nothing

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from namm.cache.queries import Queries
+from namm.support.tensors import steps
 
 
 class Pending:
@@ -39,7 +40,7 @@ class Pending:
         # close the gaps before the new ones
         held.slots = torch.cat([held.slots[:, : held.pending], query.flatten(0, 1)], dim=1)
         both = held.pending + tokens
-        columns = torch.arange(max(0, both - limit), both, device=query.device)
+        columns = steps(both, query.device)[max(0, both - limit) :]
         counts = torch.tensor(new, device=query.device)[:, None]
         gaps = torch.where(columns < both - counts, tokens - counts, 0)
         held.pending = both
@@ -52,7 +53,8 @@ class Pending:
 
     def clear(self) -> None:
         """Give up what is held."""
-        self.held.recall()
+        if self.held.pending:
+            self.held.recall()
 
     def carry(self, last: Tensor, normalisers: Tensor, part: Tensor | None) -> None:
         """Carry over the last queries ``[some rows, query heads, carry, width]`` of some rows (None: all)."""
@@ -69,12 +71,12 @@ class Pending:
         """Forget the queries of tokens that are gone, ``[rows, positions]`` bool; `seen` and `updated` as before."""
         device, pending = gone.device, self.held.pending
         if pending:
-            asked = torch.tensor(seen, device=device)[:, None] + torch.arange(-pending, 0, device=device)
+            asked = torch.tensor(seen, device=device)[:, None] - pending + steps(pending, device)
             stays = ~gone.gather(1, asked.clamp_min(0)) & (asked >= torch.tensor(updated, device=device)[:, None])
             self._gather(stays.to(torch.int8).argsort(dim=1, stable=True))
         if self.normalisers is not None:
             carry = self.normalisers.shape[2]
-            asked = torch.tensor(updated, device=device)[:, None] + torch.arange(-carry, 0, device=device)
+            asked = torch.tensor(updated, device=device)[:, None] - carry + steps(carry, device)
             self.normalisers = self.normalisers.masked_fill(gone.gather(1, asked.clamp_min(0))[:, None], torch.inf)
 
     def select(self, order: Tensor) -> None:

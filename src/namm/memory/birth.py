@@ -41,7 +41,8 @@ def birth_rows(attention: Tensor, positions: Tensor, counts: Tensor | None = Non
     newest = columns[..., old:, None]
     edges = torch.searchsorted(columns, (newest - _edges(positions.dtype, positions.device)).flatten(-2))
     edges = edges.unflatten(-1, (new, -1))  # the first column that is not older
-    far, close, previous, own = F.pad(near.cumsum(-1), (1, 0)).gather(-1, edges).unbind(-1)
+    sums = F.pad(near.cumsum(-1), (1, 0)).gather(-1, edges)
+    middle, close, previous = (sums[..., 1:] - sums[..., :-1]).unbind(-1)
     itself = near.diagonal(old, -2, -1).clone()
     start = positions.new_zeros(positions.shape[:-1]) if counts is None else tokens - counts
     start = start.long().unsqueeze(-1)
@@ -49,13 +50,13 @@ def birth_rows(attention: Tensor, positions: Tensor, counts: Tensor | None = Non
     column = start.unsqueeze(-1).expand(*edges.shape[:-1], 1)
     oldest = paid.gather(-1, column)
     first = oldest.squeeze(-1) * is_first
-    beyond = paid.sum(-1) - (own - far) - itself - first * (newest.squeeze(-1) > FAR)
+    beyond = paid.sum(-1) - (sums[..., -1] - sums[..., 0]) - itself - first * (newest.squeeze(-1) > FAR)
     squares = torch.linalg.vector_norm(paid, dim=-1).square()
     # the largest other one: without the token, the one before (or itself again where that is gone), and the first
+    paid.scatter_(-1, column, oldest - first.unsqueeze(-1))
     near.diagonal(old, -2, -1).zero_()
     near.scatter_(-1, edges[..., 2:3], 0)
-    paid.scatter_(-1, column, paid.gather(-1, column) * ~is_first.unsqueeze(-1))
-    found = [itself, own - previous, first, previous - close, close - far, beyond, paid.amax(-1), squares]
+    found = [itself, previous, first, close, middle, beyond, paid.amax(-1), squares]
     return torch.stack(found, -1).clamp_min_(FLOOR).log_()
 
 

@@ -11,6 +11,7 @@ from namm.memory.birth import birth_rows
 from namm.memory.config import NAMMConfig
 from namm.memory.key_value import key_value_features
 from namm.memory.spectrogram import age_features, compress, normalise, update_spectrogram
+from namm.support.tensors import steps
 
 SINKS = 4  # first tokens, unlike all others, by which the others are not measured
 BOUND = 6.0  # of standardised features
@@ -138,7 +139,7 @@ def within_head(found: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Te
         variance = (others - level).square().mean(-2, keepdim=True)
     else:
         sinks = SINKS * (counts >= SINKS + LEAST)
-        others = torch.arange(tokens, device=found.device) >= (tokens - counts + sinks)[..., None]
+        others = steps(tokens, found.device) >= (tokens - counts + sinks)[..., None]
         weights = (others / (counts - sinks)[..., None]).unsqueeze(-2)
         level = weights @ found
         variance = weights @ (found - level).square()

@@ -24,8 +24,9 @@ def key_value_features(keys: Tensor, values: Tensor, counts: Tensor | None = Non
     keys, values = keys.float(), values.float()
     apart = torch.linalg.vector_norm(values - _mean(values, counts), dim=-1)
     norms = torch.stack([torch.linalg.vector_norm(values, dim=-1), torch.linalg.vector_norm(keys, dim=-1), apart], -1)
+    norms = norms.clamp_min_(FLOOR)
     alike = keys @ F.normalize(_mean(keys, counts), dim=-1).transpose(-1, -2)
-    return torch.cat([norms.clamp_min(FLOOR).log(), alike / norms[..., 1:2].clamp_min(FLOOR)], dim=-1)
+    return torch.cat([norms.log(), alike / norms[..., 1:2]], dim=-1)
 
 
 def _mean(vectors: Tensor, counts: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from namm.support.tensors import band
+from namm.support.tensors import band, steps
 
 QUERY_TILE = 256
 REACH_TILE = 64  # queries of a tile where reach is bounded: it looks at so many tokens more than each of them
@@ -118,11 +118,15 @@ def _within_reach(query: Tensor, key: Tensor, value: Tensor, reach: int, lengths
         queries = F.pad(query[..., start:stop, :], (0, 0, 0, start + tiles * REACH_TILE - stop))
         logits = queries.unflatten(-2, (tiles, REACH_TILE)) @ keys
         logits.add_(outside)
+        if len(ends) == 1:
+            past = steps(tiles * REACH_TILE + reach, query.device) >= tokens - start
+            # finite, since padding behind the last token has nothing else to look at
+            logits.masked_fill_(past.unfold(0, window, REACH_TILE)[:, None], torch.finfo(logits.dtype).min)
         # only in tiles whose window goes past the end of a head
         begins = range(start, stop, REACH_TILE)
         last = [ends[bisect_right(ends, begin)] for begin in begins]
         cut = [tile for tile, (begin, end) in enumerate(zip(begins, last, strict=True)) if begin + window > end]
-        if cut:
+        if cut and len(ends) > 1:
             logits.index_add_(-3, *_past_ends(cut, begins, ends, window, logits))
         outputs.append((logits.softmax(-1) @ values.transpose(-1, -2)).flatten(-3, -2)[..., : stop - start, :])
     return torch.cat(outputs, dim=-2) if len(outputs) != 1 else outputs[0]

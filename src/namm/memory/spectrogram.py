@@ -188,7 +188,7 @@ def age_features(ages: Tensor) -> Tensor:
     Returns:
         ``[..., 8]`` float32, computed in float64.
     """
-    angles = ages.to(torch.float64)[..., None] * _age_frequencies(ages.device)
+    angles = ages[..., None] * _age_frequencies(ages.device)
     return torch.cat([angles.sin(), angles.cos()], dim=-1).to(torch.float32)
 
 

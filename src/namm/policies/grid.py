@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from namm.policies.base import Head
 from namm.policies.pool import ROOM, SAFEGUARD, share_alone
+from namm.support.tensors import steps
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Grid:
     def positions(self) -> Tensor:
         return self.columns["positions"]
 
+    @cached_property
+    def there(self) -> Tensor:
+        """Which slots hold tokens, ``[rows, heads, tokens]`` bool."""
+        return self.positions >= 0
+
     @property
     def heads(self) -> int:
         return self.positions.shape[1]
@@ -48,7 +55,7 @@ class Grid:
     @property
     def counts(self) -> Tensor:
         """`lengths` as ``[rows, heads]`` int64, at least 1."""
-        return torch.tensor(self.lengths, device=self.positions.device).clamp_min_(1)
+        return torch.tensor([[max(1, own) for own in row] for row in self.lengths], device=self.positions.device)
 
     def head(self, number: int) -> Head:
         """What a budget asks of any head of a row: all but its tokens."""
@@ -71,10 +78,7 @@ class Grid:
         if len(set(newest)) == 1:
             columns = {name: column[:, :, : tokens - newest[0]] for name, column in self.columns.items()}
             return replace(self, columns=columns, lengths=lengths)
-        source = (
-            torch.arange(tokens, device=self.positions.device)
-            - torch.tensor(newest, device=self.positions.device)[:, None]
-        )
+        source = steps(tokens, self.positions.device) - torch.tensor(newest, device=self.positions.device)[:, None]
         columns = {}
         for name, column in self.columns.items():
             index = source.view(len(newest), 1, tokens, *[1] * (column.ndim - 3))
@@ -87,7 +91,7 @@ def with_newest(found: Tensor, newest: Sequence[int], tokens: int, value: float 
     """What was found ``[rows, heads, n]`` of a grid of so many tokens `without` some, and a value for these."""
     if len(set(newest)) == 1:
         return F.pad(found, (0, newest[0]), value=value)
-    source = torch.arange(tokens, device=found.device) + torch.tensor(newest, device=found.device)[:, None]
+    source = steps(tokens, found.device) + torch.tensor(newest, device=found.device)[:, None]
     moved = found.gather(2, source.clamp_max(tokens - 1)[:, None].expand(-1, found.shape[1], -1))
     return moved.masked_fill_((source >= tokens)[:, None], value)
 
@@ -97,21 +101,21 @@ def best_of(scores: Tensor, there: Tensor, count: Tensor, recent: Tensor) -> Ten
 
     Args:
         scores: ``[rows, heads, tokens]``, the newest last. there: likewise bool, which are tokens.
-        count, recent: ``[rows]`` int64; more than `count` stay where `recent` is more.
+        count, recent: ``[rows]`` int64, at least as many of `count` as of `recent`.
 
     Returns:
         ``[rows, heads, tokens]`` bool.
     """
-    count, recent = (each[:, None, None] for each in (torch.maximum(count, recent), recent))
-    ages = torch.arange(scores.shape[2] - 1, -1, -1, device=scores.device)
-    order = scores.masked_fill(ages < recent, torch.inf).masked_fill_(~there, -torch.inf)
+    count, recent = count[:, None, None], recent[:, None, None]
+    newest = steps(scores.shape[2], scores.device) >= scores.shape[2] - recent
+    order = torch.where(there, scores.masked_fill(newest, torch.inf), -torch.inf)
     return (ranks(order) < count) & there
 
 
 def ranks(scores: Tensor) -> Tensor:
     """The place of every score from the highest on, in the last dimension; of equal ones the first comes first."""
     order = scores.argsort(dim=-1, descending=True, stable=True)
-    places = torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
+    places = steps(scores.shape[-1], scores.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, places)
 
 
@@ -136,7 +140,6 @@ def pooled_grids(
     device = scores[0].device
     totals = [0.0] * len(grids[0].rows)
     keep, rest, running = [], [], []
-    left = torch.zeros(len(totals), dtype=torch.int64, device=device)
     for grid, own in zip(grids, scores, strict=True):
         bounds = []
         for number in range(len(grid.rows)):
@@ -145,17 +148,16 @@ def pooled_grids(
             places = max(1, int(share))
             certain = max(1, head.undecided, min(recent(head, places), places))
             most = limit(head) if limit is not None else own.shape[2]
-            bounds.append((min(round(safeguard * share), most), certain, most))
+            bounds.append((max(certain, min(round(safeguard * share), most)), certain, max(certain, most)))
             totals[number] += share * grid.heads
         floors, newest, most = torch.tensor(bounds, device=own.device).T
-        there = grid.positions >= 0
-        keep.append(best_of(own, there, floors, newest))
-        open_ = there if limit is None else best_of(own, there, most, newest)
-        rest.append(open_ & ~keep[-1])
-        running.append(own.masked_fill(~rest[-1], -torch.inf).flatten(1).to(device))
-        left -= keep[-1].sum((1, 2)).to(device)
+        keep.append(best_of(own, grid.there, floors, newest))
+        rest.append((grid.there if limit is None else best_of(own, grid.there, most, newest)) ^ keep[-1])
+        running.append(torch.where(rest[-1], own, -torch.inf).flatten(1).to(device))
     heads = sum(grid.heads for grid in grids)
-    left += torch.tensor([max(heads, round(total)) for total in totals], device=device)
+    left = torch.tensor([max(heads, round(total)) for total in totals], device=device)
+    for own in keep:
+        left = left - own.sum((1, 2)).to(device)
     won = ranks(torch.cat(running, dim=1)) < left[:, None]
     parts = won.split([own[0].numel() for own in keep], dim=1)
     return [

@@ -110,7 +110,8 @@ class NAMMPolicy(Policy):
         observe_padded(grid.columns, attention, grid.new[0], self.memory.config, end, grid.counts)
 
     def select_grids(self, grids: Sequence[Grid]) -> list[Tensor] | None:
-        """`select` of all heads of grids of the same rows, ``[rows, heads, tokens]`` bool each; None: all stay."""
+        """`select` of all heads of grids of the same rows: ``[rows, heads, tokens]`` bool, True for tokens only, the
+        newest one of every head among them; None: all stay."""
         if self.trims and self.cap is None and all_have_room(grids, self._allowed):
             return None
         limit = None if self.cap is None else partial(tokens_within, self.cap)
@@ -119,12 +120,11 @@ class NAMMPolicy(Policy):
             return pooled_grids(grids, scores, self._allowed, lambda *_: 1, limit, LEAST)
         keep = []
         for grid, own in zip(grids, scores, strict=True):
-            there = grid.positions >= 0
-            stays = there & (own + (self.offset or 0.0) >= 0)
+            stays = grid.there & (own + (self.offset or 0.0) >= 0)
             stays[..., -1] = True
             if limit is not None:
                 most = torch.tensor([limit(grid.head(number)) for number in range(len(grid.rows))], device=own.device)
-                best = best_of(own, there, most, torch.ones_like(most))
+                best = best_of(own, grid.there, most, torch.ones_like(most))
                 stays = torch.where(stays.sum(-1, keepdim=True) > most[:, None, None], best, stays)
             keep.append(stays)
         return keep
@@ -135,8 +135,8 @@ class NAMMPolicy(Policy):
         memory, counts, positions = self._memory_on(grid.positions.device), asked.counts, asked.positions
         seen = observed(asked.columns, memory.config, counts)
         scores = memory.scores(memory.features(seen, positions[..., -1:] - positions, counts))
-        scores = self._with_rehearsal(asked, scores).masked_fill(positions < 0, 0.0)
-        if bool(scores.isnan().any()):
+        scores = torch.where(asked.there, self._with_rehearsal(asked, scores), 0.0)
+        if math.isnan(float(scores.amax())):
             index = int(scores.isnan().any(-1).any(0).nonzero()[0])
             refuse_nan([replace(grid.head(0), index=index)], [scores], "the memory", WILD)
         return with_newest(scores, grid.undecided, grid.positions.shape[2], 0.0) if asked is not grid else scores

@@ -45,6 +45,17 @@ def band(rows: int, columns: int, first: int, last: int, device: torch.device) -
         return whole.tril(first - 1) | whole.triu(last + 1)
 
 
+@lru_cache(maxsize=32)
+def _steps(count: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.arange(count, device=device)
+
+
+def steps(count: int, device: torch.device) -> Tensor:
+    """``torch.arange(count)``, a view of one that is made once; not to be written to."""
+    return _steps(1 << max(8, (count - 1).bit_length()), device)[:count]
+
+
 def mean_of(parts: Tensor, into: Tensor | None = None) -> Tensor:
     """Mean over a short first dimension: ``[parts, ...]`` to ``[...]``, in the input's dtype.
 
