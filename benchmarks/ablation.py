@@ -40,7 +40,7 @@ from namm.memory.features import observe, observed
 from namm.memory.key_value import KEY_VALUE_FEATURES
 from namm.memory.spectrogram import LOG_FLOOR, band_means, compress
 from namm.policies import NAMMPolicy
-from namm.policies.base import Head
+from namm.policies.head import Head
 from namm.support.fingerprints import fingerprint
 from namm.support.runs import claim
 from namm.support.tensors import mean_of

@@ -21,6 +21,7 @@ class Mutation(NamedTuple):
 
 MASKS = "tests/cache/test_masks.py"
 CACHE = "tests/cache/test_cache.py"
+PADDED = "tests/cache/test_padded.py"
 CACHE_MUTANTS = "tests/cache/test_cache_mutants.py"
 RULES = "tests/policies/test_policies.py"
 RULE_MUTANTS = "tests/policies/test_rule_mutants.py"
@@ -135,6 +136,49 @@ MUTATIONS = [
         "fresh = column.new_zeros(sum(capacities), *column.shape[1:])",
         "fresh = column.new_ones(sum(capacities), *column.shape[1:])",
         ("tests/cache/test_storage.py",),
+    ),
+    # the padded engine
+    Mutation(
+        "carried queries of padded heads pay tokens that came after them",
+        "cache/padded_record.py",
+        "        earlier.masked_fill_(newer, 0)  # a query pays newer tokens nothing\n",
+        "",
+        (PADDED,),
+    ),
+    Mutation(
+        "queries of rows that take fewer tokens are held with gaps",
+        "cache/pending.py",
+        "torch.where(columns < both - counts, tokens - counts, 0)",
+        "torch.zeros_like(columns - counts)",
+        (PADDED,),
+    ),
+    Mutation(
+        "free slots of padded heads are attended to",
+        "cache/padded_attention.py",
+        "mul_(torch.finfo(dtype).min / 2)",
+        "mul_(-1.0)",
+        (PADDED,),
+    ),
+    Mutation(
+        "free slots of padded heads keep what was forgotten",
+        "cache/grid.py",
+        "order = torch.where(kept, order, self.end)",
+        "order = torch.where(kept, order, 0)",
+        (PADDED,),
+    ),
+    Mutation(
+        "padded heads are measured by their free slots too",
+        "memory/features.py",
+        ">= (tokens - counts + sinks)[..., None]",
+        ">= sinks[..., None]",
+        (PADDED,),
+    ),
+    Mutation(
+        "what is not up for decision is scored in a padded batch",
+        "cache/padded.py",
+        "return grid.without(left_out) if any(left_out) else grid",
+        "return grid",
+        (PADDED,),
     ),
     # policies
     Mutation(

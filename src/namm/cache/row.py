@@ -14,7 +14,8 @@ from namm.cache.queries import Queries
 from namm.cache.record import Record
 from namm.cache.storage import TokenStore
 from namm.models.rope import Rotary
-from namm.policies.base import Head, Policy, Segments
+from namm.policies.base import Policy
+from namm.policies.head import Head, Segments
 
 
 @dataclass

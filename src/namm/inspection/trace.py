@@ -16,7 +16,7 @@ from namm.cache.stats import CacheStats
 from namm.inspection.report import report_page
 from namm.memory import NAMM
 from namm.policies import NAMMPolicy, Policy
-from namm.policies.base import Head
+from namm.policies.head import Head
 from namm.tasks.encode import with_beginning
 
 if TYPE_CHECKING:

@@ -1,9 +1,10 @@
 """Rules of retention, all through the same cache."""
 
-from namm.policies.base import BudgetPolicy, Head, Policy
+from namm.policies.base import BudgetPolicy, Policy
 from namm.policies.expected import ExpectedAttention
 from namm.policies.full import Full
 from namm.policies.h2o import H2O
+from namm.policies.head import Head
 from namm.policies.keydiff import KeyDiff
 from namm.policies.kvzip import KVzip
 from namm.policies.l2 import L2

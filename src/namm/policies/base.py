@@ -1,101 +1,21 @@
-"""What a rule of retention sees and answers."""
+"""What a rule of retention answers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
+from namm.policies.grid import Grid, best_of, pooled_grids, refuse_nan_in
+from namm.policies.head import Head, Segments
 from namm.policies.pool import ACROSS, SAFEGUARD, pooled, refuse_nan, top
 from namm.support.tensors import Column
 
-if TYPE_CHECKING:
-    from namm.models.rope import Rotary
-
 REHEARSED = "rehearsed"
 """State column, one number a token, that a rehearsal fills: what a repetition pays the token; 0: not rehearsed."""
-
-
-@dataclass
-class Head:
-    """One KV head of one layer and batch row at an update.
-
-    Attributes:
-        layer: index in the model.
-        row: of the batch.
-        index: of the KV head.
-        columns: "keys" ``[tokens, width]`` as cached (rotated, if the model rotates), "values" ``[tokens, value
-            width]``, "positions" ``[tokens]`` int32, the original ones, rising, the last the newest token's; and the
-            policy's own columns ``[tokens, ...]``: write to these in place.
-        seen: tokens of this row so far, ``positions[-1] + 1``.
-        new: how many of the last tokens came since the previous update.
-        undecided: how many of the last tokens are not up for decision and stay: those too few for a block that
-            `Policy.observe` has not been shown, in a `MemoryCache.settle` that only trims.
-        compared: when the heads of all layers were last decided on together: tokens seen then, and tokens that this
-            layer's heads kept; None: never.
-        whole: the heads of all layers are decided on at this moment, as in `MemoryCache.settle`; while a model reads,
-            only those of one layer are.
-        attention: ``[carry + queries, tokens]``, rows from the oldest query to the newest, mean over the query heads
-            of the group (``[group, carry + queries, tokens]`` for a policy with ``per_query_head``); there only
-            inside `Policy.observe`, None elsewhere and for a policy that asks for no attention.
-        summary: what `Policy.observe` returned.
-        queries: ``[group, n, width]``, those that `observe` may look at, as they are multiplied with the keys: turned
-            by their positions, the last of which is the newest token's, and scaled; None as `attention` is, and for a
-            policy without `sees_queries`.
-        rotary: how the model turns them; for a policy with `sees_queries`.
-    """
-
-    layer: int
-    row: int
-    index: int
-    columns: Mapping[str, Tensor]
-    seen: int
-    new: int
-    attention: Tensor | None = None
-    summary: Any = None
-    queries: Tensor | None = None
-    rotary: Rotary | None = None
-    undecided: int = 0
-    compared: tuple[int, int] | None = None
-    whole: bool = True
-
-    @property
-    def keys(self) -> Tensor:
-        return self.columns["keys"]
-
-    @property
-    def values(self) -> Tensor:
-        return self.columns["values"]
-
-    @property
-    def positions(self) -> Tensor:
-        return self.columns["positions"]
-
-    @property
-    def tokens(self) -> int:
-        return self.positions.shape[0]
-
-    def first(self, tokens: int) -> Head:
-        """The head with its first `tokens` tokens only."""
-        return replace(self, columns={name: column[:tokens] for name, column in self.columns.items()})
-
-
-@dataclass(frozen=True)
-class Segments:
-    """The heads of one layer and batch row as they are stored, one segment of slots behind the other.
-
-    Attributes:
-        spans: of each head the slots that hold its tokens; those between are free, and zero in all that follows.
-        columns: ``[slots, ...]``, of which those of a `Head` are views.
-        attention: ``[carry + queries, slots]``, with a first dimension more for a policy with ``per_query_head``; None
-            as `Head.attention` is.
-    """
-
-    spans: Sequence[slice]
-    columns: Mapping[str, Tensor]
-    attention: Tensor | None
 
 
 class Policy:
@@ -214,6 +134,40 @@ class BudgetPolicy(Policy):
     def keep(self, head: Head) -> Tensor:
         count = self.tokens(head)
         return top(self.scores(head), count, recent=max(1, head.undecided, self.recent(head, count)))
+
+    @property
+    def takes_grids(self) -> bool:
+        """Whether its class defines `scores_grid`; one made from that is asked head by head."""
+        return "scores_grid" in vars(type(self))
+
+    def scores_grid(self, grid: Grid) -> Tensor:
+        """`scores` of many heads at once, ``[rows, heads, tokens]``; anything where there is no token."""
+        raise TypeError(f"{type(self).__name__} must define scores_grid(grid)")
+
+    def observe_grid(self, grid: Grid, attention: Tensor | None, end: int) -> None:
+        """`observe` of many heads at once.
+
+        Args:
+            grid: with columns ``[rows, heads, slots, ...]``, which hold nothing from the slot `end` on.
+            attention: ``[queries, rows, heads, slots]``, mean over the group.
+        """
+
+    def select_grids(self, grids: Sequence[Grid]) -> list[Tensor] | None:
+        """`select` of all heads of grids of the same rows, ``[rows, heads, tokens]`` bool, True for tokens only."""
+        scores = [self.scores_grid(grid) for grid in grids]
+        if self.across != "head":
+            for grid, own in zip(grids, scores, strict=True):
+                refuse_nan_in(grid, own, f"the rule {self.name!r}", "")
+            return pooled_grids(grids, scores, self.across, self.allowed, self.recent, safeguard=self.safeguard)
+        return [self._best(grid, own) for grid, own in zip(grids, scores, strict=True)]
+
+    def _best(self, grid: Grid, scores: Tensor) -> Tensor:
+        """`keep` of many heads at once."""
+        bounds = []
+        for head in map(grid.head, range(len(grid.rows))):
+            count = max(1, round(self.allowed(head, head.seen)))
+            bounds.append((count, min(count, max(1, head.undecided, self.recent(head, count)))))
+        return best_of(scores, grid.there, *torch.tensor(bounds, device=scores.device).T)
 
     def select(self, heads: Sequence[Head]) -> list[Tensor]:
         if self.across == "head":

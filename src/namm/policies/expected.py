@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from namm.policies.base import BudgetPolicy, Head, check_count
+from namm.policies.base import BudgetPolicy, check_count
+from namm.policies.head import Head
 from namm.support.tensors import Column
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from namm.policies.base import Head
-from namm.policies.pool import ROOM, SAFEGUARD, share_alone
+from namm.policies.head import Head
+from namm.policies.pool import ROOM, SAFEGUARD, refuse_nan, share_alone
 from namm.support.tensors import steps
 
 
@@ -96,11 +97,18 @@ def with_newest(found: Tensor, newest: Sequence[int], tokens: int, value: float 
     return moved.masked_fill_((source >= tokens)[:, None], value)
 
 
+def refuse_nan_in(grid: Grid, scores: Tensor, judge: str, reason: str) -> None:
+    """`namm.policies.pool.refuse_nan` of many heads, ``[rows, heads, tokens]``, with no NaN where there is no token."""
+    if math.isnan(float(scores.amax())):
+        index = int(scores.isnan().any(-1).any(0).nonzero()[0])
+        refuse_nan([replace(grid.head(0), index=index)], [scores], judge, reason)
+
+
 def best_of(scores: Tensor, there: Tensor, count: Tensor, recent: Tensor) -> Tensor:
     """`namm.policies.pool.top` of many heads: the newest tokens and the best of the others, `count` in all.
 
     Args:
-        scores: ``[rows, heads, tokens]``, the newest last. there: likewise bool, which are tokens.
+        scores: ``[rows, heads, tokens]`` float, the newest last. there: likewise bool, which are tokens.
         count, recent: ``[rows]`` int64, at least as many of `count` as of `recent`.
 
     Returns:
@@ -122,21 +130,27 @@ def ranks(scores: Tensor) -> Tensor:
 def pooled_grids(
     grids: Sequence[Grid],
     scores: Sequence[Tensor],
+    across: str,
     allowed: Callable[[Head, int], float],
     recent: Callable[[Head, int], int],
     limit: Callable[[Head], int] | None = None,
     safeguard: float = SAFEGUARD,
 ) -> list[Tensor]:
-    """`namm.policies.pool.pooled` of grids whose heads share one budget; batch rows never do.
+    """`namm.policies.pool.pooled` of grids; batch rows never share a budget.
 
     Args:
         grids: of the same rows. scores: of each ``[rows, heads, tokens]``.
-        allowed, recent, safeguard: as for `pooled`.
+        across, allowed, recent, safeguard: as for `pooled`.
         limit: of a head, how many of its tokens may stay, but for those that are certain.
 
     Returns:
         ``[rows, heads, tokens]`` bool of each grid.
     """
+    if across == "layer" and len(grids) > 1:
+        return [
+            pooled_grids([grid], [own], across, allowed, recent, limit, safeguard)[0]
+            for grid, own in zip(grids, scores, strict=True)
+        ]
     device = scores[0].device
     totals = [0.0] * len(grids[0].rows)
     keep, rest, running = [], [], []
@@ -144,7 +158,8 @@ def pooled_grids(
         bounds = []
         for number in range(len(grid.rows)):
             head = grid.head(number)
-            share = allowed(head, head.seen) if grid.whole else share_alone(head, grid.heads, allowed)
+            alone = across == "model" and not grid.whole
+            share = share_alone(head, grid.heads, allowed) if alone else allowed(head, head.seen)
             places = max(1, int(share))
             certain = max(1, head.undecided, min(recent(head, places), places))
             most = limit(head) if limit is not None else own.shape[2]

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from namm.policies.base import BudgetPolicy, Head
+from namm.policies.base import BudgetPolicy
+from namm.policies.grid import Grid
+from namm.policies.head import Head
 from namm.support.tensors import Column, column_sum
 
 
@@ -32,6 +34,15 @@ class H2O(BudgetPolicy):
 
     def scores(self, head: Head) -> Tensor:
         return head.columns["mass"]
+
+    def observe_grid(self, grid: Grid, attention: Tensor | None, end: int) -> None:
+        """`observe` of many heads at once."""
+        assert attention is not None
+        grid.columns["mass"].add_(column_sum(attention.flatten(1)).view(attention.shape[1:]))
+
+    def scores_grid(self, grid: Grid) -> Tensor:
+        """`scores` of many heads at once."""
+        return grid.columns["mass"]
 
     def recent(self, head: Head, count: int) -> int:
         return round(self.recent_share * count)

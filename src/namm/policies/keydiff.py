@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from namm.policies.base import BudgetPolicy, Head
+from namm.policies.base import BudgetPolicy
+from namm.policies.head import Head
 
 
 @dataclass

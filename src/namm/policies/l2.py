@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from namm.policies.base import BudgetPolicy, Head, check_count
+from namm.policies.base import BudgetPolicy, check_count
+from namm.policies.grid import Grid
+from namm.policies.head import Head
 
 
 @dataclass
@@ -26,6 +28,10 @@ class L2(BudgetPolicy):
 
     def scores(self, head: Head) -> Tensor:
         return -head.keys.float().norm(dim=-1)
+
+    def scores_grid(self, grid: Grid) -> Tensor:
+        """`scores` of many heads at once."""
+        return -grid.columns["keys"].float().norm(dim=-1)
 
     def recent(self, head: Head, count: int) -> int:
         return count if head.layer < self.skip_layers else 0

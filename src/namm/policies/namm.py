@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
@@ -12,18 +12,9 @@ from torch import Tensor
 from namm.memory import NAMM
 from namm.memory.features import observe, observe_padded, observed
 from namm.memory.influence import MINIMUM_REST, score_of
-from namm.policies.base import (
-    REHEARSED,
-    Head,
-    Policy,
-    Segments,
-    check_budget,
-    check_count,
-    check_kept,
-    tokens_of,
-    tokens_within,
-)
-from namm.policies.grid import Grid, all_have_room, best_of, pooled_grids, with_newest
+from namm.policies.base import REHEARSED, Policy, check_budget, check_count, check_kept, tokens_of, tokens_within
+from namm.policies.grid import Grid, all_have_room, best_of, pooled_grids, refuse_nan_in, with_newest
+from namm.policies.head import Head, Segments
 from namm.policies.pool import groups, has_room, pooled, refuse_nan, top
 from namm.support.tensors import Column
 
@@ -117,7 +108,7 @@ class NAMMPolicy(Policy):
         limit = None if self.cap is None else partial(tokens_within, self.cap)
         scores = [self._scores_of(grid) for grid in grids]
         if self.share is not None:
-            return pooled_grids(grids, scores, self._allowed, lambda *_: 1, limit, LEAST)
+            return pooled_grids(grids, scores, self.across, self._allowed, lambda *_: 1, limit, LEAST)
         keep = []
         for grid, own in zip(grids, scores, strict=True):
             stays = grid.there & (own + (self.offset or 0.0) >= 0)
@@ -136,9 +127,7 @@ class NAMMPolicy(Policy):
         seen = observed(asked.columns, memory.config, counts)
         scores = memory.scores(memory.features(seen, positions[..., -1:] - positions, counts))
         scores = torch.where(asked.there, self._with_rehearsal(asked, scores), 0.0)
-        if math.isnan(float(scores.amax())):
-            index = int(scores.isnan().any(-1).any(0).nonzero()[0])
-            refuse_nan([replace(grid.head(0), index=index)], [scores], "the memory", WILD)
+        refuse_nan_in(asked, scores, "the memory", WILD)
         return with_newest(scores, grid.undecided, grid.positions.shape[2], 0.0) if asked is not grid else scores
 
     def features(self, head: Head) -> Tensor:

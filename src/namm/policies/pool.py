@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from namm.policies.base import Head
+    from namm.policies.head import Head
 
 ACROSS = ("head", "layer", "model")
 SAFEGUARD = 0.2  # of its even share is a head's whatever the others' scores, as in AdaKV

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from namm.policies.base import BudgetPolicy, Head, check_count
+from namm.policies.base import BudgetPolicy, check_count
+from namm.policies.grid import Grid
+from namm.policies.head import Head
 
 
 @dataclass
@@ -24,6 +26,10 @@ class Streaming(BudgetPolicy):
 
     def scores(self, head: Head) -> Tensor:
         return -head.positions
+
+    def scores_grid(self, grid: Grid) -> Tensor:
+        """`scores` of many heads at once."""
+        return -grid.positions.float()
 
     def recent(self, head: Head, count: int) -> int:
         return count - min(self.sinks, count - 1)

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from namm.policies.base import BudgetPolicy, Head
+from namm.policies.base import BudgetPolicy
+from namm.policies.grid import Grid
+from namm.policies.head import Head
 from namm.support.tensors import Column
 
 
@@ -19,6 +21,15 @@ class TOVA(BudgetPolicy):
     def observe(self, head: Head) -> None:
         assert head.attention is not None
         head.columns["votes"].copy_(head.attention[-1].float())
+
+    def observe_grid(self, grid: Grid, attention: Tensor | None, end: int) -> None:
+        """`observe` of many heads at once."""
+        assert attention is not None
+        grid.columns["votes"].copy_(attention[-1].float())
+
+    def scores_grid(self, grid: Grid) -> Tensor:
+        """`scores` of many heads at once."""
+        return grid.columns["votes"]
 
     def scores(self, head: Head) -> Tensor:
         return head.columns["votes"]

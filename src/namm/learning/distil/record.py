@@ -16,7 +16,7 @@ from namm.memory import NAMMConfig
 from namm.memory.features import observe, observed
 from namm.memory.influence import EVERY, influence
 from namm.policies import NAMMPolicy, Policy
-from namm.policies.base import Head
+from namm.policies.head import Head
 from namm.support.tensors import mean_of
 
 

@@ -23,7 +23,7 @@ from namm.learning.refine.credit import attention_backward, credit_of_decision
 from namm.memory import NAMM
 from namm.memory.features import observed
 from namm.policies import NAMMPolicy
-from namm.policies.base import Head
+from namm.policies.head import Head
 from namm.policies.namm import LEAST, highest_gone
 from namm.policies.pool import top
 
