@@ -17,7 +17,9 @@ class HeldRow(Protocol):
 
     Attributes:
         store: ``heads``, ``lengths`` of each, ``head(h)`` with views of the columns, ``nbytes(*names)``.
-        seen: real tokens so far. undecided: of these, how many came since the last decision. index: of the row.
+        index: of the row.
+        seen: real tokens so far.
+        undecided: of these, how many came since the last decision.
     """
 
     @property

@@ -27,7 +27,8 @@ class Due:
 
     Attributes:
         seen: tokens that its budget is reckoned by.
-        left_out: newest tokens that the policy is not shown. undecided: that it is shown and that stay.
+        left_out: how many of the newest tokens the policy is not shown.
+        undecided: how many of those that it is shown stay.
     """
 
     seen: int
@@ -39,8 +40,9 @@ class Padded:
     """All batch rows of a layer at once; see `namm.cache.engine.Engine`.
 
     Attributes:
-        store: the tokens kept. pending: queries since the last update of each row.
-        seen, updated, compared, hid: of each row, as of a `Row`.
+        store: the tokens kept.
+        pending: queries since the last update of each row.
+        seen: of each row, as of a `Row`; so are `updated`, `compared` and `hid`.
         due: by row.
     """
 

@@ -14,7 +14,8 @@ class Taking:
     What is taken is padded on the left to the row that takes most.
 
     Attributes:
-        lengths: real tokens of each row. done: of these, how many were taken.
+        lengths: real tokens of each row.
+        done: how many of these were taken before this step.
         new: how many are taken in this step.
     """
 

@@ -26,7 +26,7 @@ class Grid:
         columns: as of a `Head`, ``[rows, heads, tokens, ...]``; where a head has fewer tokens, the first ones are zero
             and at the position -1.
         lengths: tokens of each head of each row.
-        seen, new, undecided, compared: of each row, as of a `Head`.
+        seen: of each row, as of a `Head`; so are `new`, `undecided` and `compared`.
         whole: as of a `Head`.
     """
 
