@@ -290,8 +290,8 @@ MUTATIONS = [
     Mutation(
         "the reach of the backward attention ends with its tile",
         "memory/network.py",
-        "band(REACH_TILE, window, 0, reach, query.device)",
-        "band(REACH_TILE, window, 0, reach + 1, query.device)",
+        "band(REACH_TILE, REACH_TILE + reach, 0, reach, device)",
+        "band(REACH_TILE, REACH_TILE + reach, 0, reach + 1, device)",
         ("tests/memory/test_network.py",),
     ),
     Mutation(

@@ -11,7 +11,7 @@ from torch import Tensor
 from namm.cache.arithmetic import AttentionForm, bounded
 from namm.support.tensors import band, mean_of
 
-LOGITS = 2**24  # that are held at once
+LOGITS = 2**26  # that are held at once
 
 
 def excluding_free(positions: Tensor, dtype: torch.dtype) -> Tensor:

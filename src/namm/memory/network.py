@@ -10,6 +10,7 @@ import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +105,7 @@ def _to_the_end(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def _within_reach(query: Tensor, key: Tensor, value: Tensor, reach: int, lengths: Sequence[int]) -> Tensor:
     """Backward attention of several heads to the nearest newer tokens: all tiles of queries in one product."""
     tokens, window = query.shape[-2], REACH_TILE + reach
-    outside = _excluding(band(REACH_TILE, window, 0, reach, query.device), query.dtype)
+    outside = _outside_reach(reach, query.dtype, query.device)
     ends = list(itertools.accumulate(lengths))
     outputs = []
     for start in range(0, tokens, REACH_TILE * TILES):
@@ -145,6 +146,13 @@ def _past_ends(
     end = torch.maximum(bounds[heads], own + 1)
     past = (first + torch.arange(window, device=device))[:, None] >= end[..., None]
     return numbers, _excluding(past, logits.dtype).expand(*logits.shape[:-3], *past.shape)
+
+
+@lru_cache(maxsize=16)
+def _outside_reach(reach: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Minus infinity where a query of a tile does not look, made once."""
+    with torch.inference_mode(False):  # also used where gradients are wanted
+        return _excluding(band(REACH_TILE, REACH_TILE + reach, 0, reach, device), dtype)
 
 
 def _excluding(mask: Tensor, dtype: torch.dtype) -> Tensor:
