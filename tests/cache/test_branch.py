@@ -39,8 +39,11 @@ def model(request, wild):
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: f"{policy.name}-{getattr(policy, 'kept', None)}")
 @pytest.mark.parametrize("tokens", [1, 31, 32, 50])
-def test_a_branch_goes_on_as_its_source_does(model, ids, policy, tokens) -> None:
-    source = MemoryCache(model, policy)
+@pytest.mark.parametrize("engine", ["loops", "padded"])
+def test_a_branch_goes_on_as_its_source_does(model, ids, policy, tokens, engine) -> None:
+    if engine == "padded" and not policy.takes_grids:
+        pytest.skip("this policy has one engine")
+    source = MemoryCache(model, policy, engine)
     with torch.no_grad():
         model(ids[:, :tokens], past_key_values=source)
         copied = branch(model, source, policy)

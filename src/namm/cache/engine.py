@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from namm.policies.base import Policy
     from namm.cache.arithmetic import AttentionForm
+    from namm.policies.base import Policy
 
 
 class HeldRow(Protocol):
@@ -83,9 +83,5 @@ class Engine(Protocol):
         """Have the batch rows in another order; some may come more than once, or not at all."""
 
     def under(self, policy: Policy) -> Engine:
-        """A copy whose rows go on under another policy.
-
-        Raises:
-            NotImplementedError: where an engine can't.
-        """
+        """A copy whose rows go on under another policy."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -134,6 +135,10 @@ class Padded:
         for row, (updated, fresh) in enumerate(zip(self.updated, self.fresh, strict=True)):
             if updated:
                 self.due[row] = Due(updated, left_out=fresh)
+
+    def under(self, policy: Policy) -> Padded:
+        """A copy whose rows go on under another policy."""
+        return copy.deepcopy(self, {id(self.policy): policy})
 
     @staticmethod
     def decide(engines: Sequence[Padded]) -> None:

@@ -22,7 +22,7 @@ from namm.memory.key_value import KEY_VALUE_FEATURES
 from namm.memory.network import unflatten
 from namm.memory.spectrogram import AGE_FEATURES
 from namm.policies import NAMMPolicy
-from namm.policies.base import Head
+from namm.policies.head import Head
 from namm.tasks import Sample
 
 RANK = 6  # singular vectors of each matrix

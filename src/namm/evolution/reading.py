@@ -13,7 +13,7 @@ from namm.cache import MemoryCache
 from namm.cache.branch import branch
 from namm.memory import NAMM
 from namm.policies import NAMMPolicy, Policy
-from namm.policies.base import Head
+from namm.policies.head import Head
 from namm.tasks.answering import Reading
 
 
