@@ -10,6 +10,7 @@ question names a colour; the answer is the digit. Most frames say nothing new. N
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from transformers import LlavaNextVideoConfig, LlavaNextVideoForConditionalGener
 
 import namm
 from namm.evaluation import mean_interval
+from namm.policies import NAMMPolicy, Policy
 from namm.policies.names import make_policy
 from namm.support.journal import Journal, Row
 from namm.support.plotting import pyplot
@@ -145,6 +147,11 @@ def watch(model, policy, clips: Clips, seed: int, frames: int) -> tuple[Row, np.
     }, held
 
 
+def policy_of(name: str, aim: float | None, memory: namm.NAMM, arguments: argparse.Namespace) -> Policy:
+    policy = make_policy(name, aim, memory)
+    return replace(policy, spread=arguments.spread) if isinstance(policy, NAMMPolicy) else policy
+
+
 def evaluate(arguments: argparse.Namespace) -> None:
     model = LlavaNextVideoForConditionalGeneration.from_pretrained(arguments.output / "model").eval()
     memory, clips = namm.NAMM.from_pretrained(arguments.memory), Clips("test")
@@ -153,8 +160,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     def run(name: str, aim: float | None) -> list[Row]:
         title = name if aim is None else f"{name} {aim:.2f}"
-        policy = make_policy(name, aim, memory)
-        by = remembering if name == "namm" else memory.config.update_interval
+        policy = policy_of(name, aim, memory, arguments)
+        by = f"{remembering} {arguments.spread:g}" if name == "namm" else memory.config.update_interval
         key = f"{seeing} {name} {aim} {by} {arguments.frames}"
         return [
             journal.get(f"{key} {seed}", lambda seed=seed: watch(model, policy, clips, seed, arguments.frames)[0])
@@ -194,7 +201,8 @@ def draw(model, memory: namm.NAMM, clips: Clips, arguments: argparse.Namespace) 
     sizes = {"figsize": (12, 3.4), "height_ratios": (1, 1, 2), "layout": "constrained"}
     figure, panels = plots.subplots(3, 1, sharex=True, **sizes)
     frames, _, _, starts = clips.draw((10**6, 0, 0), arguments.frames)
-    row, held = watch(model, make_policy("namm", min(arguments.kept), memory), clips, 0, arguments.frames)
+    policy = policy_of("namm", min(arguments.kept), memory, arguments)
+    row, held = watch(model, policy, clips, 0, arguments.frames)
     frames = frames.clip(0, 1).transpose(0, 2, 3, 1)
     faded = 1 - (1 - frames) * held[:, None, None, None]
     for panel, strip, name in zip(panels, (frames, faded), ("seen", "held"), strict=False):
@@ -219,6 +227,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=256)
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--memory", default="universal")
+    parser.add_argument("--spread", type=float, default=4.0, help="of the memory's scores, see NAMMPolicy")
     parser.add_argument("--kept", type=float, nargs="+", default=[0.5, 0.25, 0.125], help="fractions aimed at")
     parser.add_argument("--rules", nargs="*", default=RULES, help="hand-designed ones that keep as much")
     arguments = parser.parse_args()

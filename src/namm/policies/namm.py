@@ -20,6 +20,7 @@ from namm.support.tensors import Column
 
 SCORED = 2**15  # tokens that are scored at once, or a single head's
 WILD = ", or the memory's weights are wild"
+GOLDEN = (5**0.5 - 1) / 2
 LEAST = 0.02  # of an even share, that every head keeps whatever its scores
 
 
@@ -40,6 +41,8 @@ class NAMMPolicy(Policy):
         cap: at most this many tokens a head (int) or this fraction of the tokens seen (float), the best by score.
         rehearsed: look at a rehearsal too (`MemoryCache.rehearse`): the score of a token is then at least that of an
             influence as large as the largest share of attention that a repetition paid it. 2 bytes a token and head.
+        spread: of the scores, plus and minus half of it, from token to token as evenly as can be: tokens that score
+            about alike then stay from everywhere. For what repeats itself over and over, as videos do; 0: none.
     """
 
     name = "namm"
@@ -50,6 +53,7 @@ class NAMMPolicy(Policy):
     budget: int | None = None
     cap: float | int | None = None
     rehearsed: bool = False
+    spread: float = 0.0
 
     def __post_init__(self) -> None:
         config = self.memory.config
@@ -63,6 +67,8 @@ class NAMMPolicy(Policy):
             check_count("budget", self.budget, 1)
         if self.cap is not None:
             check_budget("cap", self.cap)
+        if not (math.isfinite(self.spread) and self.spread >= 0):
+            raise ValueError(f"spread is {self.spread}; it must be 0 or a positive number of the scores' unit")
         wanted = config.kept if self.offset is None and self.kept is None else self.kept
         self.share: float | int | None = self.budget or (None if wanted is None else float(wanted))
         """Of a head, in tokens (int) or as a fraction of those seen (float); None: every token is judged by itself."""
@@ -93,8 +99,9 @@ class NAMMPolicy(Policy):
 
     @property
     def takes_grids(self) -> bool:
-        """Whether it decides about many heads at once; a class made from this one is asked head by head."""
-        return type(self) is NAMMPolicy
+        """Whether it decides about many heads at once; a class made from this one, or one that spreads, is asked head
+        by head."""
+        return type(self) is NAMMPolicy and not self.spread
 
     def observe_grid(self, grid: Grid, attention: Tensor, end: int) -> None:
         """`observe` of all heads of a grid with slots from `end` on that hold nothing; see `observe_padded`."""
@@ -146,7 +153,10 @@ class NAMMPolicy(Policy):
             scores = self._memory_on(features.device).scores(features, lengths)
             for number, own in zip(numbers, scores.split(lengths), strict=True):
                 found[number][: len(own)] = own
-        return [self._with_rehearsal(head, own) for head, own in zip(heads, found, strict=True)]
+        found = [self._with_rehearsal(head, own) for head, own in zip(heads, found, strict=True)]
+        return (
+            [own + self.spread * evenly(head) for head, own in zip(heads, found, strict=True)] if self.spread else found
+        )
 
     def select(self, heads: Sequence[Head]) -> list[Tensor]:
         """Raises ValueError for a score of NaN, which says nothing of its token."""
@@ -223,6 +233,15 @@ class NAMMPolicy(Policy):
             placed = self.memory.to(device)
             self._placed[device] = self.memory.flat, placed
         return placed
+
+
+def evenly(head: Head) -> Tensor:
+    """``[tokens]`` float32 within -0.5 and 0.5 by position: multiples of the golden ratio, without their whole parts.
+
+    Any run of tokens gets values that lie as evenly as can be; each head has its own, so that not all drop the same.
+    """
+    turns = head.positions.double() + 7 * head.index + 31 * head.layer
+    return (turns * GOLDEN % 1 - 0.5).float()
 
 
 def highest_gone(scores: Sequence[Tensor], keep: Sequence[Tensor]) -> float | None:
