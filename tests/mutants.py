@@ -184,8 +184,8 @@ MUTATIONS = [
     Mutation(
         "a budget of what is left, not of what was seen",
         "policies/base.py",
-        "round(self.allowed(head, head.seen))",
-        "round(self.allowed(head, head.tokens))",
+        "return min(head.tokens, max(1, round(self.allowed(head, head.seen))))",
+        "return min(head.tokens, max(1, round(self.allowed(head, head.tokens))))",
         (RULES,),
     ),
     Mutation(
@@ -245,10 +245,17 @@ MUTATIONS = [
         ("tests/cache/test_budgets.py",),
     ),
     Mutation(
+        "no head has a spread of its own",
+        "policies/namm.py",
+        "head.positions.double() + 7 * head.index + 31 * head.layer",
+        "head.positions.double()",
+        ("tests/policies/test_spread.py",),
+    ),
+    Mutation(
         "layers are compared only where a text is settled",
         "cache/layer.py",
-        "if self.engine.decided and self.every and self.policy.trims:",
-        "if False:",
+        "if not (self.every and self.policy.trims and self.engine.decided):",
+        "if True:",
         ("tests/cache/test_budgets.py",),
     ),
     Mutation(
