@@ -15,6 +15,12 @@ from namm.support.tensors import band, mean_of, round_up
 QUERY_TILE = 128  # queries whose probabilities are held at once; larger tiles fall out of the CPU's cache
 
 
+def groups(query: Tensor, heads: int) -> list[slice]:
+    """Of each of so many KV heads the query heads that share it, of queries ``[query heads, ...]``."""
+    group = query.shape[0] // heads
+    return [slice(h * group, (h + 1) * group) for h in range(heads)]
+
+
 def bounded(logits: Tensor, softcap: float | None) -> Tensor:
     """Logits, softly bound to plus and minus a softcap if there is one."""
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
@@ -144,7 +150,7 @@ def attend(
             first = max(start, unrecorded)
             rows = probabilities[:, first - start :]
             into = record[..., first - unrecorded : stop - unrecorded, :slots]
-            _ = into.copy_(rows) if record.ndim == 3 else mean_of(rows, into)
+            _write(rows, into)
     if values is None:
         return None
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
@@ -162,7 +168,15 @@ def replay(query: Tensor, log_normalisers: Tensor, keys: Tensor, form: Attention
     logits = (query * form.scaling).reshape(group * queries, width) @ keys.T
     found = bounded(logits, form.softcap).view(group, queries, -1)[..., : into.shape[-1]]
     probabilities = (found - log_normalisers[..., None]).exp_().to(query.dtype)
-    _ = into.copy_(probabilities) if into.ndim == 3 else mean_of(probabilities, into)
+    _write(probabilities, into)
+
+
+def _write(probabilities: Tensor, into: Tensor) -> None:
+    """Attention ``[group, queries, n]`` as a policy sees it: of all query heads, or ``[queries, n]``, their mean."""
+    if into.ndim == 3:
+        into.copy_(probabilities)
+    else:
+        mean_of(probabilities, into)
 
 
 def refuse_infinite(output: Tensor, heads: int, layer: int, rows: Sequence[int], seen: Mapping[int, int]) -> None:

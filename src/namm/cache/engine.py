@@ -41,15 +41,13 @@ class Engine(Protocol):
 
     Attributes:
         rows: one for each batch row, none before the first tokens.
+        decided: something was decided on since all layers were last compared.
     """
+
+    decided: bool
 
     @property
     def rows(self) -> Sequence[HeldRow]: ...
-
-    @property
-    def decided(self) -> bool:
-        """Whether anything was decided on since this was last asked."""
-        ...
 
     def hide(self, hidden: Sequence[Tensor]) -> None:
         """Forget the tokens at these positions of each row, rising, as if they had never come."""

@@ -141,6 +141,7 @@ class MemoryLayer(CacheLayerMixin):
         """Have the heads of all layers decided on together, where this is the last one and blocks ended since then."""
         if not (self.every and self.policy.trims and self.engine.decided):
             return
+        self.engine.decided = False
         engines = [layer.engine for layer in self.every]
         for engine in engines:
             engine.trim()

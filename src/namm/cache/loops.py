@@ -20,13 +20,7 @@ class Loops:
     def __init__(self, policy: Policy, layer: int, rotary: Rotary | None) -> None:
         self.policy, self.layer, self.rotary = policy, layer, rotary
         self.rows: list[Row] = []
-        self._decided = False
-
-    @property
-    def decided(self) -> bool:
-        """Whether anything was decided on since this was last asked."""
-        found, self._decided = self._decided, False
-        return found
+        self.decided = False
 
     def hide(self, hidden: Sequence[Tensor]) -> None:
         """Forget the tokens at these positions of each row."""
@@ -72,7 +66,7 @@ class Loops:
                     new = queries[b][:, span], keys[b][:, span], values[b][:, span]
                     outputs[b][:, span] = row.advance(*new, form, waits)
                     done[b] = span.stop
-            self._decided |= any(row.due for row in self.rows)
+            self.decided |= any(row.due for row in self.rows)
             self.decide([self])
         return outputs
 
@@ -96,7 +90,7 @@ class Loops:
     def under(self, policy: Policy) -> Loops:
         """A copy whose rows go on under another policy."""
         made = Loops(policy, self.layer, self.rotary)
-        made.rows, made._decided = [replace(row.clone(), policy=policy) for row in self.rows], self._decided
+        made.rows, made.decided = [replace(row.clone(), policy=policy) for row in self.rows], self.decided
         return made
 
     @staticmethod

@@ -51,7 +51,7 @@ class Padded:
         self.policy, self.layer = policy, layer
         self.seen: list[int] = []
         self.due: dict[int, Due] = {}
-        self.whole = self._decided = False
+        self.whole = self.decided = False
 
     @property
     def rows(self) -> list[PaddedRow]:
@@ -63,12 +63,6 @@ class Padded:
         """Tokens of each row since its last update."""
         return [seen - updated for seen, updated in zip(self.seen, self.updated, strict=True)]
 
-    @property
-    def decided(self) -> bool:
-        """Whether anything was decided on since this was last asked."""
-        found, self._decided = self._decided, False
-        return found
-
     def serve(
         self, query: Tensor, keys: Tensor, values: Tensor, real: Tensor | None, form: AttentionForm, waits: bool
     ) -> Tensor:
@@ -79,12 +73,11 @@ class Padded:
             self.pending = Pending.empty(query)
             self.seen, self.updated, self.hid = [0] * rows, [0] * rows, [False] * rows
             self.compared: list[tuple[int, int] | None] = [None] * rows
-        interval = self.policy.update_interval
         taking = Taking(rows, tokens, real, query.device)
-        while taking.step([tokens if interval is None else interval - fresh for fresh in self.fresh]):
+        while taking.step([row.room(tokens) for row in self.rows]):
             new = taking.take(query), taking.take(keys), taking.take(values)
             taking.put(self._advance(*new, taking.new, form, waits))
-            self._decided |= bool(self.due)
+            self.decided |= bool(self.due)
             self.decide([self])
         return taking.output()
 

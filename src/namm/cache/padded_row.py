@@ -56,11 +56,6 @@ class PaddedRow:
         """Views of a head's tokens, oldest first."""
         return self.engine.store.head(self.index, head)
 
-    def groups(self, query: Tensor) -> list[slice]:
-        """Of each KV head the query heads that share it, of queries ``[query heads, ...]``."""
-        group = query.shape[0] // self.heads
-        return [slice(h * group, (h + 1) * group) for h in range(self.heads)]
-
     def room(self, tokens: int) -> int:
         """How many of so many new tokens fit into the running block."""
         interval = self.engine.policy.update_interval

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from namm.cache.arithmetic import AttentionForm, replay
+from namm.cache.arithmetic import AttentionForm, groups, replay
 from namm.cache.queries import Queries
 from namm.cache.storage import TokenStore
 
@@ -56,7 +56,7 @@ class Record:
             return
         carried, positions = queries.normalisers.shape[1], store.columns["positions"]
         rows = self.attention[..., self.carry - carried : self.carry, :]
-        for h, own in enumerate(store.groups(queries.carried)):
+        for h, own in enumerate(groups(queries.carried, store.heads)):
             old = slice(store.starts[h], store.starts[h] + store.lengths[h] - fresh)
             asked = queries.carried[own], queries.normalisers[own]
             replay(*asked, store.segment(h, "keys"), form.of_group(own), rows[..., old])

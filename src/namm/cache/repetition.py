@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from namm.cache.arithmetic import QUERY_TILE, AttentionForm, attend
+from namm.cache.arithmetic import QUERY_TILE, AttentionForm, attend, groups
 from namm.cache.engine import HeldRow
 from namm.cache.handover import AskedLength, HandedTensor
 from namm.cache.layer import MemoryLayer
@@ -94,7 +94,7 @@ class RepetitionLayer(CacheLayerMixin):
         outputs = []
         for row, own_query, own_keys, own_values in zip(self.rows, query, keys, values, strict=True):
             found = []
-            for h, own in enumerate(row.store.groups(own_query)):
+            for h, own in enumerate(groups(own_query, row.store.heads)):
                 held = row.store.head(h)
                 whole = behind(held["keys"], own_keys[h]), behind(held["values"], own_values[h])
                 tokens = held["keys"].shape[0]

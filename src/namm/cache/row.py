@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from namm.cache.arithmetic import AttentionForm, attend, attend_exactly, refuse_infinite
+from namm.cache.arithmetic import AttentionForm, attend, attend_exactly, groups, refuse_infinite
 from namm.cache.queries import Queries
 from namm.cache.record import Record
 from namm.cache.storage import TokenStore
@@ -102,7 +102,7 @@ class Row:
             self.queries.remember(query, policy.queries)
         watched = self._watched(query if whole else self.queries.recall()) if ends else query[:, :0]
         record = self._record(watched) if whole and watched.shape[1] else None
-        outputs = [self._attend(h, query[own], own, form, record) for h, own in enumerate(store.groups(query))]
+        outputs = [self._attend(h, query[own], own, form, record) for h, own in enumerate(groups(query, store.heads))]
         output = torch.cat(outputs)
         if ends:
             refuse_infinite(output[None], store.heads, self.layer, [self.index], {self.index: self.seen})
@@ -235,13 +235,13 @@ class Row:
         if watched.shape[1]:
             if record is None:
                 record = self._record(watched)
-                for h, own in enumerate(store.groups(watched)):
+                for h, own in enumerate(groups(watched, store.heads)):
                     keys, into = store.segment(h, "keys"), record.of(store.slots(h), own)
                     attend(watched[own], keys, None, store.lengths[h], form.of_group(own), *into)
             record.replay(self.queries, store, form, self.updated, self.fresh)
         attention = None if record is None else record.attention
         heads = [replace(self._head(h), whole=whole) for h in range(store.heads)]
-        for head, span, own in zip(heads, spans, store.groups(watched), strict=True):
+        for head, span, own in zip(heads, spans, groups(watched, store.heads), strict=True):
             head.attention = None if attention is None else attention[..., span]
             if self.policy.sees_queries:
                 head.queries, head.rotary = watched[own] * form.scaling, self.rotary

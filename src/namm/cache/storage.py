@@ -51,11 +51,6 @@ class TokenStore:
         """All slots of a head, free ones included."""
         return slice(self.starts[head], self.starts[head] + self.capacities[head])
 
-    def groups(self, query: Tensor) -> list[slice]:
-        """Of each KV head the query heads that share it, of queries ``[query heads, ...]``."""
-        group = query.shape[0] // self.heads
-        return [slice(h * group, (h + 1) * group) for h in range(self.heads)]
-
     def append(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
         """Add the same tokens to every head.
 
