@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from namm.cache.arithmetic import AttentionForm
-from namm.cache.cache import ENGINES
+from namm.cache.engines import ENGINES
 from namm.cache.layer import MemoryLayer
 from namm.cache.padding import Padding
 from namm.policies import Policy

@@ -48,7 +48,7 @@ def test_every_candidate_keeps_what_it_would_have_kept_alone(wild, candidates, t
         policy = NAMMPolicy(memory, kept=kept)
         reading, (cache, logits) = shared.under(policy), alone(wild, context[None], policy)
         assert same_positions(reading.cache, cache)
-        assert reading.stats == cache.stats()
+        assert replace(reading.stats, shared_bytes=0) == cache.stats()
         torch.testing.assert_close(reading.logits, logits, rtol=1e-3, atol=1e-3)
         reading.cache.check()
         wanted = wild(torch.cat([question, answer[:-1]])[None], past_key_values=cache, logits_to_keep=5).logits

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,25 +11,29 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache
 
-from namm.cache.engine import Engine
+from namm.cache.branch import branch
+from namm.cache.engines import engine_of
 from namm.cache.layer import MemoryLayer
 from namm.cache.loan import loan_of
-from namm.cache.loops import Loops
-from namm.cache.padded import Padded
 from namm.cache.padding import Padding
 from namm.cache.rehearsal import Rehearsal
-from namm.cache.serves import NEEDS_USE_CACHE, UnsupportedModelError, layer_kinds
+from namm.cache.saved import Saved, save
+from namm.cache.serves import (
+    CANNOT_ROLL_BACK,
+    COMPILED,
+    NEEDS_USE_CACHE,
+    UnsupportedModelError,
+    is_compiled,
+    layer_kinds,
+    longrope_switch,
+    refuse_switch,
+    served_model,
+)
 from namm.cache.stats import CacheStats, collect
 from namm.memory import NAMM
-from namm.models.rope import Rotary, rotary_of
+from namm.models.rope import rotary_of
 from namm.policies import NAMMPolicy
 from namm.policies.base import Policy
-
-ENGINES: dict[str, Callable[[Policy, int, Rotary | None], Engine]] = {"loops": Loops, "padded": Padded}
-CANNOT_ROLL_BACK = (
-    "a cache that forgets can't be rolled back, so assisted decoding and prompt lookup can't use it; call generate "
-    "without assistant_model and prompt_lookup_num_tokens"
-)
 
 
 class MemoryCache(Cache):
@@ -70,7 +74,7 @@ class MemoryCache(Cache):
                 f"and not below its carry ({policy.carry})"
             )
         self.policy = policy
-        made = engine_of(engine, policy)
+        self.engine, made = engine_of(engine, policy)
         self.padding = Padding()
         model = served_model(model)
         types, arguments = layer_kinds(model.config, type(model).__name__)
@@ -90,7 +94,7 @@ class MemoryCache(Cache):
         self._forgetting[-1].every = self._forgetting
         text: Any = model.config.get_text_config(decoder=True)
         self._thrown_away = getattr(text, "original_max_position_embeddings", None) is not None
-        self._switches_at = _longrope_switch(text)
+        self._switches_at = longrope_switch(text)
 
     def __bool__(self) -> bool:
         """True, but for models that throw a true cache away where their rotary positions change (Phi-3 and its kin)."""
@@ -139,13 +143,7 @@ class MemoryCache(Cache):
         Raises:
             UnsupportedModelError: if so many new tokens go past the change.
         """
-        seen = max((row.seen for row in self._forgetting[0].rows), default=0)
-        if self._switches_at is not None and 0 < seen <= self._switches_at < seen + new:
-            raise UnsupportedModelError(
-                f"this model changes its rotary positions past {self._switches_at} tokens, and {seen} are cached with "
-                f"the old ones: give a text that will get longer in one call of more than {self._switches_at} tokens, "
-                "or stop before"
-            )
+        refuse_switch(max((row.seen for row in self._forgetting[0].rows), default=0), new, self._switches_at)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.padding.select(beam_idx)
@@ -208,6 +206,63 @@ class MemoryCache(Cache):
         engines = [layer.engine for layer in self._forgetting]
         engines[0].decide(engines)
 
+    def save(
+        self,
+        folder: str | Path,
+        tokenizer: Any = None,
+        ids: Tensor | None = None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write what the cache holds to a folder, for `load` in another process; call `settle` before.
+
+        Args:
+            tokenizer: its fingerprint is kept, for `load` to compare.
+            ids: ``[rows, tokens]`` token ids that were read, to be kept as well; see `namm.cache.saved.Saved`.
+            notes: of your own, JSON values.
+
+        Raises:
+            ValueError: if nothing was read, a call was interrupted, or a layer has a state as linear attention has.
+        """
+        save(self, folder, tokenizer, ids, notes or {})
+
+    @classmethod
+    def load(
+        cls,
+        model: PreTrainedModel,
+        folder: str | Path,
+        tokenizer: Any = None,
+        policy: Policy | None = None,
+        engine: str | None = None,
+    ) -> MemoryCache:
+        """A cache that goes on where one was saved, with the same model in any of its dtypes, on any device.
+
+        Args:
+            policy: to go on under; None: the one that it was read under. engine: likewise.
+
+        Raises:
+            MemoryFileError: if the file is missing or damaged.
+            ValueError: if it was read by another model or tokenizer, or under a policy of your own and none is given.
+        """
+        saved = Saved.read(folder)
+        saved.check(model := served_model(model), tokenizer)
+        made = cls(model, policy or saved.policy(), engine or saved.header["engine"])
+        return saved.fill(made, model)
+
+    def fork(self) -> MemoryCache:
+        """A cache that goes on by itself from what this one holds, which both share until they decide on it.
+
+        One text can so be asked many questions: a fork costs the memory of what it reads and says itself, up to the
+        policy's next decision, which makes a copy. With the engine "padded" it is a copy from the start.
+        """
+        return branch(self.model, self, self.policy)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model that it was made for or attached to; UnsupportedModelError where there is none."""
+        if (model := self.loan.model) is None:
+            raise UnsupportedModelError("this cache knows no model: attach(model) it first")
+        return model
+
     def stats(self) -> CacheStats:
         """Tokens seen and kept, and bytes held, counted from the tensors."""
         return collect(self.layers)
@@ -240,54 +295,3 @@ class MemoryCache(Cache):
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove:
             raise UnsupportedModelError(CANNOT_ROLL_BACK)
-
-
-def engine_of(name: str, policy: Policy) -> Callable[[Policy, int, Rotary | None], Engine]:
-    """The engine of that name, or "loops" where the policy takes no other."""
-    if name not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
-    if name != "loops" and not policy.takes_grids:
-        warnings.warn(
-            f"{type(policy).__name__} decides head by head, so the engine is 'loops' and not {name!r}", stacklevel=3
-        )
-        return Loops
-    return ENGINES[name]
-
-
-COMPILED = (
-    "a compiled model can't be served: what a cache keeps changes its shapes from step to step; use the model that "
-    "was compiled"
-)
-
-
-def served_model(model: Any) -> PreTrainedModel:
-    """The model, out of the wrapper that peft puts around it.
-
-    Raises:
-        TypeError, UnsupportedModelError: where its class tells that it can't be served.
-    """
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
-    if isinstance(model, tuple):
-        raise TypeError("MemoryCache takes a model and got a tuple: load_model returns (model, tokenizer)")
-    if is_compiled(model):
-        raise UnsupportedModelError(COMPILED)
-    if not isinstance(model, PreTrainedModel):
-        raise TypeError(f"MemoryCache takes a model of transformers and got {type(model).__name__}")
-    return model
-
-
-def is_compiled(model: Any) -> bool:
-    """By ``torch.compile(model)`` or ``model.compile()``."""
-    return hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
-
-
-def _longrope_switch(config: Any) -> int | None:
-    """The number of tokens beyond which rotary frequencies change, for models whose they do."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    if parameters.get("rope_type") != "longrope":
-        return None
-    limit = parameters.get("original_max_position_embeddings") or getattr(
-        config, "original_max_position_embeddings", None
-    )
-    return None if limit is None else int(limit)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
@@ -34,6 +35,27 @@ class HeldRow(Protocol):
     def note(self, column: str, newest: Tensor) -> None: ...
     def query_bytes(self) -> int: ...
     def check(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class RowState:
+    """All that a batch row holds, for a file.
+
+    Attributes:
+        heads: columns of the tokens of each head, ``[tokens, ...]``.
+        pending: queries since the last update, ``[query heads, n, width]``.
+        carried, normalisers: see `namm.cache.queries.Queries`.
+        seen, updated, compared, hid: see `namm.cache.row.Row`.
+    """
+
+    heads: Sequence[Mapping[str, Tensor]]
+    pending: Tensor
+    carried: Tensor | None
+    normalisers: Tensor | None
+    seen: int
+    updated: int
+    compared: tuple[int, int] | None
+    hid: bool
 
 
 class Engine(Protocol):
@@ -81,5 +103,12 @@ class Engine(Protocol):
         """Have the batch rows in another order; some may come more than once, or not at all."""
 
     def under(self, policy: Policy) -> Engine:
-        """A copy whose rows go on under another policy."""
+        """A copy whose rows go on under another policy; it may share what is held until one of the two writes to it."""
         ...
+
+    def states(self) -> list[RowState]:
+        """What each row holds; views where that is no work."""
+        ...
+
+    def restore(self, states: Sequence[RowState]) -> None:
+        """Hold this and nothing else."""

@@ -36,6 +36,22 @@ class GridStore:
         self.lengths = [[0] * heads for _ in range(rows)]
         self._state = dict(state)
 
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[Mapping[str, Tensor]]], state: Mapping[str, Column]) -> GridStore:
+        """With copies of the tokens of each head of each row, columns as in `head`."""
+        first = rows[0][0]
+        keys, values = (first[name].expand(1, len(rows[0]), -1, -1) for name in ("keys", "values"))
+        made = cls(len(rows), keys, values, state)
+        made.lengths = [[len(own["positions"]) for own in row] for row in rows]
+        made.end = made.longest
+        for name, like in first.items():
+            shape = len(rows), len(rows[0]), round_up(made.end + 1), *like.shape[1:]
+            made.columns[name] = like.new_full(shape, FREE if name == "positions" else 0)
+            for b, row in enumerate(rows):
+                for h, own in enumerate(row):
+                    made.head(b, h)[name].copy_(own[name])
+        return made
+
     @property
     def slots(self) -> int:
         return self.columns["positions"].shape[2]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from namm.cache.arithmetic import AttentionForm
+from namm.cache.engine import RowState
 from namm.cache.row import Row
 from namm.models.rope import Rotary
 from namm.policies.base import Policy
@@ -88,10 +89,18 @@ class Loops:
             row.index = index
 
     def under(self, policy: Policy) -> Loops:
-        """A copy whose rows go on under another policy."""
+        """A copy whose rows go on under another policy; what is held now is shared, see `Row.fork`."""
         made = Loops(policy, self.layer, self.rotary)
-        made.rows, made.decided = [replace(row.clone(), policy=policy) for row in self.rows], self.decided
+        made.rows, made.decided = [replace(row.fork(), policy=policy) for row in self.rows], self.decided
         return made
+
+    def states(self) -> list[RowState]:
+        """What each row holds."""
+        return [row.state() for row in self.rows]
+
+    def restore(self, states: Sequence[RowState]) -> None:
+        """Hold this and nothing else."""
+        self.rows = [Row.of(state, self.policy, self.layer, index, self.rotary) for index, state in enumerate(states)]
 
     @staticmethod
     def decide(engines: Sequence[Loops]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from namm.cache.arithmetic import AttentionForm, refuse_infinite
+from namm.cache.engine import RowState
 from namm.cache.grid import FREE, GridStore, positions_of
 from namm.cache.padded_attention import attend_padded, excluding_free
 from namm.cache.padded_record import PaddedRecord
@@ -132,6 +133,26 @@ class Padded:
     def under(self, policy: Policy) -> Padded:
         """A copy whose rows go on under another policy."""
         return copy.deepcopy(self, {id(self.policy): policy})
+
+    def states(self) -> list[RowState]:
+        """What each row holds."""
+        return [self._state(row) for row in range(len(self.seen))]
+
+    def _state(self, row: int) -> RowState:
+        pending, limit = self.pending, self.policy.queries
+        held = min(self.fresh[row], self.fresh[row] if limit is None else limit)
+        carried, normalisers = (None if each is None else each[row] for each in (pending.carried, pending.normalisers))
+        queries = pending.newest(held if self.policy.update_interval else 0)[row]
+        told = self.seen[row], self.updated[row], self.compared[row], self.hid[row]
+        heads = [self.store.head(row, head) for head in range(len(self.store.lengths[row]))]
+        return RowState(heads, queries, carried, normalisers, *told)
+
+    def restore(self, states: Sequence[RowState]) -> None:
+        """Hold this and nothing else."""
+        self.store = GridStore.of([state.heads for state in states], self.policy.state)
+        self.pending = Pending.of(states)
+        for name in ("seen", "updated", "hid", "compared"):
+            setattr(self, name, [getattr(state, name) for state in states])
 
     @staticmethod
     def decide(engines: Sequence[Padded]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -71,6 +72,15 @@ class PaddedRow:
         """Bytes of this row's slots of the named columns (all if none is named)."""
         columns = self.columns
         return sum(columns[name].numel() * columns[name].element_size() for name in names or columns)
+
+    def shared_bytes(self) -> int:
+        """Of these, what other rows hold as well: nothing."""
+        return 0
+
+    def token_bytes(self, *names: str) -> int:
+        """Bytes of one token in the named columns."""
+        columns = self.engine.store.columns
+        return sum(math.prod(columns[name].shape[3:]) * columns[name].element_size() for name in names)
 
     def query_bytes(self) -> int:
         """Bytes of the queries held."""

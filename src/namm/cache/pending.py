@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from namm.cache.engine import RowState
 from namm.cache.queries import Queries
 from namm.support.tensors import steps
 
@@ -30,6 +32,17 @@ class Pending:
     def empty(cls, query: Tensor) -> Pending:
         """For queries like these, ``[rows, query heads, n, width]``."""
         return cls(Queries(query.new_empty(query.shape[0] * query.shape[1], 0, query.shape[3])), query.shape[0])
+
+    @classmethod
+    def of(cls, states: Sequence[RowState]) -> Pending:
+        """Of rows that were held elsewhere."""
+        most = max(state.pending.shape[1] for state in states)
+        slots = torch.cat([F.pad(state.pending, (0, 0, most - state.pending.shape[1], 0)) for state in states])
+        made = cls(Queries(slots, most), len(states))
+        for row, state in enumerate(states):
+            if state.carried is not None and state.normalisers is not None:
+                made.carry(state.carried[None], state.normalisers[None], torch.tensor([row], device=slots.device))
+        return made
 
     def remember(self, query: Tensor, new: Sequence[int], limit: int) -> None:
         """Append queries ``[rows, query heads, n, width]``, of which each row's last `new` are some; `limit` stay."""

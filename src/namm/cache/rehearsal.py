@@ -23,7 +23,6 @@ from transformers import PreTrainedModel
 
 from namm.cache.layer import MemoryLayer
 from namm.cache.repetition import Repetition
-from namm.cache.serves import UnsupportedModelError
 
 if TYPE_CHECKING:
     from namm.cache.cache import MemoryCache
@@ -87,13 +86,13 @@ class Rehearsal:
         progress: Callable[[int], object],
     ) -> Rehearsal:
         """Of a text, and a mask ``[rows, tokens]`` of it."""
-        if (model := cache.loan.model) is None:
-            raise UnsupportedModelError("this cache knows no model: attach(model) it first")
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device).bool()
         columns = [row.nonzero().squeeze(-1) for row in real]
         texts = [Text(row[own], own) for row, own in zip(ids, columns, strict=True)]
         before = cache.padding.before(cache.get_seq_length(), len(ids)).to(ids.device)
-        return cls(cache, model, ids, torch.cat([before, real], dim=1), instruction.to(ids.device), progress, texts)
+        return cls(
+            cache, cache.model, ids, torch.cat([before, real], dim=1), instruction.to(ids.device), progress, texts
+        )
 
     @property
     def layers(self) -> list[MemoryLayer]:

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from namm.cache.arithmetic import AttentionForm, attend, attend_exactly, groups, refuse_infinite
+from namm.cache.engine import RowState
+from namm.cache.forked import ForkedStore
 from namm.cache.queries import Queries
 from namm.cache.record import Record
 from namm.cache.storage import TokenStore
@@ -40,7 +42,7 @@ class Row:
     policy: Policy
     layer: int
     index: int
-    store: TokenStore
+    store: TokenStore | ForkedStore
     queries: Queries
     seen: int = 0
     updated: int = 0
@@ -64,6 +66,21 @@ class Row:
         store = TokenStore(keys.shape[0], keys, values, policy.state)
         queries = Queries(query.new_empty(query.shape[0], 0, query.shape[2]))
         return cls(policy, layer, index, store, queries, rotary=rotary)
+
+    @classmethod
+    def of(cls, state: RowState, policy: Policy, layer: int, index: int, rotary: Rotary | None) -> Row:
+        """A row that goes on from what another held."""
+        queries = Queries(state.pending.clone(), state.pending.shape[1], state.carried, state.normalisers)
+        store = TokenStore.of(state.heads, policy.state)
+        told = state.seen, state.updated, state.compared
+        return cls(policy, layer, index, store, queries, *told, hid=state.hid, rotary=rotary)
+
+    def state(self) -> RowState:
+        """What it holds."""
+        queries, heads = self.queries, [self.store.head(h) for h in range(self.store.heads)]
+        pending = queries.slots[:, : queries.pending]
+        told = self.seen, self.updated, self.compared, self.hid
+        return RowState(heads, pending, queries.carried, queries.normalisers, *told)
 
     @property
     def fresh(self) -> int:
@@ -93,11 +110,12 @@ class Row:
         Raises:
             ValueError: if attention gave NaN or infinity in a block that is to be judged.
         """
-        policy, new, store = self.policy, query.shape[1], self.store
+        policy, new = self.policy, query.shape[1]
         interval = policy.update_interval
+        ends, whole = self.fresh + new == interval and not waits, new == interval and not waits
+        store = self._own() if ends else self.store
         store.append(keys, values, torch.arange(self.seen, self.seen + new, device=keys.device))
         self.seen += new
-        ends, whole = self.fresh == interval and not waits, new == interval and not waits
         if interval is not None and policy.queries != 0 and not whole:
             self.queries.remember(query, policy.queries)
         watched = self._watched(query if whole else self.queries.recall()) if ends else query[:, :0]
@@ -120,21 +138,22 @@ class Row:
         if self.fresh >= max(1, self.policy.smallest_block):
             self._observe(self._watched(self.queries.recall()), form, whole=True)
         elif self.policy.trims and self.updated and (self.compared or (0, 0))[0] != self.seen:
-            self.store.make_writable()
+            self._own().make_writable()
             self.due = [replace(self._head(h), undecided=self.fresh, whole=True) for h in range(self.store.heads)]
 
     def trim(self) -> None:
         """Have the heads decided on together with those of all layers, but for the tokens since the last update."""
         if self.updated:
-            self.store.make_writable()
+            self._own().make_writable()
             heads = [replace(self._head(h), seen=self.updated, new=0) for h in range(self.store.heads)]
             self.due = [replace(head.first(head.tokens - self.fresh), whole=True) for head in heads]
 
     def note(self, column: str, newest: Tensor) -> None:
         """Write to a column of the policy's what the newest tokens have, ``[KV heads, tokens]``."""
-        self.store.make_writable()
+        store = self._own()
+        store.make_writable()
         for h, found in enumerate(newest):
-            self.store.head(h)[column][-len(found) :] = found
+            store.head(h)[column][-len(found) :] = found
 
     def keep(self, answers: Sequence[Tensor]) -> None:
         """Forget what the policy let go of the `due` heads, ``[tokens]`` bool each.
@@ -147,7 +166,7 @@ class Row:
             stays = F.pad(answer, (0, length - asked), value=True) if asked < length else answer.clone()
             stays[-1:] = True
             indices.append(stays.nonzero().squeeze(-1))
-        self.store.keep(indices)
+        self._own().keep(indices)
         if self.due[0].whole:
             self.compared = self.updated, sum(self.store.lengths) - self.store.heads * self.fresh
         self.due = []
@@ -161,18 +180,18 @@ class Row:
         if not len(positions):
             return
         before, kept = self.compared or (0, 0)
-        stay, counts = [], []
-        for h in range(self.store.heads):
-            own = self.store.head(h)["positions"]
+        store, stay, counts = self._own(), [], []
+        for h in range(store.heads):
+            own = store.head(h)["positions"]
             hidden = torch.isin(own, positions)
             kept -= int((hidden & (own < before)).sum())
             stay.append((~hidden).nonzero().squeeze(-1))
             counts.append(torch.searchsorted(positions, own[stay[-1]].to(positions.dtype)))
         if self.compared is not None:
             self.compared = before - int((positions < before).sum()), kept
-        self.store.keep(stay)
+        store.keep(stay)
         for h, count in enumerate(counts):
-            self.store.head(h)["positions"].sub_(count.int())
+            store.head(h)["positions"].sub_(count.int())
         self.queries.hide(positions, self.seen, self.updated)
         self.updated -= int((positions < self.updated).sum())
         self.seen -= len(positions)
@@ -184,6 +203,14 @@ class Row:
 
     def clone(self) -> Row:
         return replace(self, store=self.store.clone(), queries=self.queries.clone(), due=list(self.due))
+
+    def fork(self) -> Row:
+        """A row that goes on by itself from here. Both share what is held now, until they are decided on."""
+        assert not self.due, f"row {self.index} waits for a decision"
+        untouched = isinstance(self.store, ForkedStore) and not any(self.store.since.lengths)
+        if not untouched:
+            self.store = ForkedStore(self._own())
+        return self.clone()
 
     def check(self) -> None:
         """Raises AssertionError where an invariant does not hold."""
@@ -200,13 +227,19 @@ class Row:
             assert newest == self.seen - 1 or self.hid, f"head {h} lost its newest token"
             assert len(positions) >= self.fresh, f"head {h} lost tokens between updates"
 
+    def _own(self) -> TokenStore:
+        """The store, its tokens shared with no other row, as whoever writes or decides needs it."""
+        if isinstance(self.store, ForkedStore):
+            self.store = self.store.own()
+        return self.store
+
     def _watched(self, queries: Tensor) -> Tensor:
         """Of a block's queries ``[query heads, n, width]`` those that the policy looks at."""
         limit = self.policy.queries
         return queries if limit is None else queries[:, max(0, queries.shape[1] - limit) :]
 
     def _record(self, watched: Tensor) -> Record:
-        return Record.empty(self.store, watched, self.policy.carry, self.policy.per_query_head)
+        return Record.empty(self._own(), watched, self.policy.carry, self.policy.per_query_head)
 
     def _attend(self, head: int, query: Tensor, own: slice, form: AttentionForm, record: Record | None) -> Tensor:
         """Output of one KV head and its query heads `own`, ``[group, n, value width]``; it fills the record."""
@@ -215,7 +248,7 @@ class Row:
             kept = store.head(head)
             return attend_exactly(query, kept["keys"], kept["values"], form.scaling)
         keys, values = store.segment(head, "keys"), store.segment(head, "values")
-        into = () if record is None else record.of(store.slots(head), own)
+        into = () if record is None else record.of(self._own().slots(head), own)
         output = attend(query, keys, values, store.lengths[head], form, *into)
         assert output is not None
         return output
@@ -230,7 +263,8 @@ class Row:
             record: of a block that was attended in one go; None: replay the queries `watched`.
             whole: see `Head`.
         """
-        store, spans = self.store, self.store.spans()
+        store = self._own()
+        spans = store.spans()
         store.make_writable()  # a policy writes to its columns
         if watched.shape[1]:
             if record is None:

@@ -1,15 +1,24 @@
-"""What a cache can serve, as far as a configuration tells."""
+"""What a cache can serve, as far as a model's class and configuration tell."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 NEEDS_USE_CACHE = (
     "use_cache is False, so that generate would feed the whole text again at every step: set "
     "model.generation_config.use_cache = True, or leave use_cache=False out of the call"
+)
+
+CANNOT_ROLL_BACK = (
+    "a cache that forgets can't be rolled back, so assisted decoding and prompt lookup can't use it; call generate "
+    "without assistant_model and prompt_lookup_num_tokens"
+)
+COMPILED = (
+    "a compiled model can't be served: what a cache keeps changes its shapes from step to step; use the model that "
+    "was compiled"
 )
 
 
@@ -52,3 +61,50 @@ def layer_kinds(config: PretrainedConfig, name: str) -> tuple[list[str], list[di
     if not getattr(text.per_layer_config[0], "num_attention_heads", None):  # xLSTM, RWKV
         raise UnsupportedModelError(f"{name} has no attention heads, and so nothing to forget")
     return types, arguments
+
+
+def served_model(model: Any) -> PreTrainedModel:
+    """The model, out of the wrapper that peft puts around it.
+
+    Raises:
+        TypeError, UnsupportedModelError: where its class tells that it can't be served.
+    """
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    if isinstance(model, tuple):
+        raise TypeError("MemoryCache takes a model and got a tuple: load_model returns (model, tokenizer)")
+    if is_compiled(model):
+        raise UnsupportedModelError(COMPILED)
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"MemoryCache takes a model of transformers and got {type(model).__name__}")
+    return model
+
+
+def is_compiled(model: Any) -> bool:
+    """By ``torch.compile(model)`` or ``model.compile()``."""
+    return hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
+
+
+def longrope_switch(config: Any) -> int | None:
+    """The number of tokens beyond which rotary frequencies change, for models whose they do."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    if parameters.get("rope_type") != "longrope":
+        return None
+    limit = parameters.get("original_max_position_embeddings") or getattr(
+        config, "original_max_position_embeddings", None
+    )
+    return None if limit is None else int(limit)
+
+
+def refuse_switch(seen: int, new: int, switches_at: int | None) -> None:
+    """Keys cached under short rotary frequencies mean nothing under long ones.
+
+    Raises:
+        UnsupportedModelError: if `new` tokens after those seen go past the change.
+    """
+    if switches_at is not None and 0 < seen <= switches_at < seen + new:
+        raise UnsupportedModelError(
+            f"this model changes its rotary positions past {switches_at} tokens, and {seen} are cached with "
+            f"the old ones: give a text that will get longer in one call of more than {switches_at} tokens, "
+            "or stop before"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +23,8 @@ class CacheStats:
         logical_kv_bytes: what the kept tokens' keys and values need at least.
         state_bytes: the policy's state and the positions.
         query_bytes: queries held for the unfinished block, and those carried over from the last one.
+        shared_bytes: of all these, what is one storage with that of caches on the other side of a `MemoryCache.fork`;
+            every one of them counts it.
         other_bytes: what the other layers hold (sliding windows, the states of linear attention).
         full_bytes: keys and values of all real tokens seen in the layers that forget, as a full cache would hold them.
     """
@@ -36,6 +37,7 @@ class CacheStats:
     logical_kv_bytes: int
     state_bytes: int
     query_bytes: int
+    shared_bytes: int
     other_bytes: int
     full_bytes: int
 
@@ -81,7 +83,7 @@ def collect(layers: Sequence[object]) -> CacheStats:
     """Statistics of a cache's layers."""
     forgetting = [layer for layer in layers if isinstance(layer, MemoryLayer)]
     rows = [row for layer in forgetting for row in layer.rows]
-    width = [sum(_token_bytes(row.store.columns[name]) for name in ("keys", "values")) for row in rows]
+    width = [row.store.token_bytes("keys", "values") for row in rows]
     return CacheStats(
         seen=tuple(row.seen for row in forgetting[0].rows) if forgetting else (),
         undecided=tuple(row.undecided for row in forgetting[0].rows) if forgetting else (),
@@ -91,6 +93,7 @@ def collect(layers: Sequence[object]) -> CacheStats:
         logical_kv_bytes=sum(sum(row.store.lengths) * w for row, w in zip(rows, width, strict=True)),
         state_bytes=sum(row.store.nbytes() - row.store.nbytes("keys", "values") for row in rows),
         query_bytes=sum(row.query_bytes() for row in rows),
+        shared_bytes=sum(row.store.shared_bytes() for row in rows),
         other_bytes=sum(
             _bytes((getattr(layer, "keys", None), getattr(layer, "values", None), *_recurrent_states(layer)))
             for layer in layers
@@ -98,10 +101,6 @@ def collect(layers: Sequence[object]) -> CacheStats:
         ),
         full_bytes=sum(row.seen * row.store.heads * w for row, w in zip(rows, width, strict=True)),
     )
-
-
-def _token_bytes(column: Tensor) -> int:
-    return math.prod(column.shape[1:]) * column.element_size()
 
 
 def _recurrent_states(layer: object) -> list[Tensor | None]:

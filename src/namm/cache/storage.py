@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -33,6 +34,19 @@ class TokenStore:
             "positions": torch.zeros(0, dtype=torch.int32, device=device),
         }
         self._state = dict(state)
+
+    @classmethod
+    def of(cls, heads: Sequence[Mapping[str, Tensor]], state: Mapping[str, Column]) -> TokenStore:
+        """With copies of each head's tokens, columns as in `head`."""
+        made = cls(len(heads), heads[0]["keys"], heads[0]["values"], state)
+        made.lengths = [len(own["positions"]) for own in heads]
+        made.capacities = [round_up(length) for length in made.lengths]
+        made.starts = [sum(made.capacities[:head]) for head in range(len(heads))]
+        for name, like in heads[0].items():
+            made.columns[name] = like.new_zeros(sum(made.capacities), *like.shape[1:])
+            for span, own in zip(made.spans(), heads, strict=True):
+                made.columns[name][span] = own[name]
+        return made
 
     def head(self, head: int) -> dict[str, Tensor]:
         """Views of a head's tokens, oldest first; writing to them writes the store."""
@@ -101,6 +115,14 @@ class TokenStore:
     def nbytes(self, *names: str) -> int:
         """Bytes of the storage behind the named columns (all if none is named), free slots included."""
         return sum(self.columns[name].untyped_storage().nbytes() for name in names or self.columns)
+
+    def shared_bytes(self) -> int:
+        """Of these, what other rows hold as well: nothing."""
+        return 0
+
+    def token_bytes(self, *names: str) -> int:
+        """Bytes of one token in the named columns."""
+        return sum(math.prod(self.columns[name].shape[1:]) * self.columns[name].element_size() for name in names)
 
     def check(self) -> None:
         """Raises AssertionError, naming the head, where an invariant does not hold."""

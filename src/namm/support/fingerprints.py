@@ -26,11 +26,14 @@ def fingerprint(*parts: object) -> str:
     return seen.hexdigest()[:16]
 
 
-def model_fingerprint(model: nn.Module) -> str:
+def model_fingerprint(model: nn.Module, dtype: torch.dtype | None = None) -> str:
     """Of a model's class, all its weights and its configuration: about a second for two GB.
 
     Two fine-tunes of one model may differ in a few of their weights only, so none is passed over. Weights that
     accelerate keeps elsewhere until they are needed are fetched.
+
+    Args:
+        dtype: of weights rounded to it, so that one model has one fingerprint in all dtypes that hold as much.
     """
     weights: dict[str, Any] = model.state_dict()
     if any(isinstance(value, Tensor) and value.is_meta for value in weights.values()):
@@ -39,7 +42,19 @@ def model_fingerprint(model: nn.Module) -> str:
         weights = get_state_dict_offloaded_model(model)
     config = getattr(model, "config", None)
     described = _plain(config.to_dict()) if config is not None else None
+    if dtype is not None:
+        weights = {name: _rounded(value, dtype) for name, value in weights.items()}
+        described = {key: value for key, value in (described or {}).items() if key not in ("dtype", "torch_dtype")}
     return fingerprint(type(model).__name__, described, *(part for item in sorted(weights.items()) for part in item))
+
+
+def _rounded(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Of a tokenizer's vocabulary, special tokens and chat template."""
+    return fingerprint(tokenizer.get_vocab(), tokenizer.special_tokens_map, getattr(tokenizer, "chat_template", None))
 
 
 def _plain(config: Any) -> Any:
