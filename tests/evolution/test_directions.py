@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from namm import NAMM, NAMMConfig
-from namm.evolution.directions import STEP, WEAK, along, directions, feature_groups, recorded_heads, spreads
+from namm.evolution.directions import (
+    STEP,
+    WEAK,
+    along,
+    directions,
+    feature_groups,
+    recorded_heads,
+    spreads,
+    way,
+)
 from namm.memory.network import unflatten
 from namm.tasks import Sample
 
@@ -76,6 +85,22 @@ def test_the_way_to_another_memory_gives_directions(start):
     assert any(bool((parts(way)["score.weight"] - 0.5).abs().max() < 1e-6) for way in ways)
     with pytest.raises(ValueError, match="another configuration"):
         directions(start, NAMM(replace(SEEN, hidden=4)))
+
+
+def test_the_way_leads_to_the_other_memory_part_by_part(start):
+    other = replace(start, flat=start.flat + torch.randn(len(start.flat), generator=torch.manual_seed(3)))
+    space = way(start, other)
+    assert space.dimensions == 8
+    there, none, one = space.flat(np.stack([np.ones(8), np.zeros(8), np.eye(8)[4]]))
+    torch.testing.assert_close(there[:-1], other.flat[:-1])  # the last is the bias of the score
+    assert torch.equal(none, start.flat) and 0 < int((one != start.flat).sum()) < len(one) / 2
+    near = replace(start, flat=start.flat.clone())
+    parts(near.flat)["attention.output.bias"] += 1
+    assert way(start, near).dimensions == 1
+    with pytest.raises(ValueError, match="no way to it"):
+        way(start, start)
+    with pytest.raises(ValueError, match="another configuration"):
+        way(start, NAMM(replace(SEEN, hidden=4)))
 
 
 def test_a_move_of_one_changes_scores_by_their_spread_in_every_direction(start, heads):

@@ -18,9 +18,9 @@ def distill(
     output: options.OutputArgument,
     text: options.TextOption = None,
     model: options.ModelsOption = None,
-    documents: Annotated[int, typer.Option(min=2, help="How many passages each model reads.")] = 24,
+    documents: Annotated[int, typer.Option(min=2, help="How many passages each model reads.")] = 12,
     lengths: Annotated[str, typer.Option(help="Their lengths in tokens, taken in turn.")] = "1792,2560",
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 1200,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 600,
     kept: Annotated[
         float, typer.Option(min=0.01, max=0.99, help="The fraction that the memory keeps by itself.")
     ] = 0.25,

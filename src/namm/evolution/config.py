@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from namm.evolution.objective import OBJECTIVES
-from namm.evolution.space import DIRECTIONS, SCRATCH, SPACES
+from namm.evolution.space import DIRECTIONS, SCRATCH, SPACES, WAY
 from namm.evolution.strategy import STRATEGIES
 from namm.memory import NAMM
 from namm.models.load import local_path
@@ -55,7 +55,7 @@ class EvolveConfig:
         dtype: of their weights.
         start: a memory (shipped name, folder or hub id), or ``"scratch"``.
         parameters: what evolves: ``"all"``, ``"scorer"`` or ``"gains"``, see `namm.evolution.space`; or
-            ``"directions"``, few and strong ones, see `namm.evolution.directions`.
+            ``"directions"``, few and strong ones, or ``"way"``, see `namm.evolution.directions`.
         towards: another memory (as `start`), the way to which gives directions; empty: the start's own matrices do.
         strategy: ``"cma"``, ``"cma-separable"``, ``"snes"`` or ``"random"``. population, sigma: of it.
         rounds: parts of a generation's samples, after each of which the worse half of the candidates is dropped; 1:
@@ -100,7 +100,7 @@ class EvolveConfig:
     def __post_init__(self) -> None:
         for name in ("stages", "models", "text"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        choices = {"parameters": (*SPACES, DIRECTIONS), "strategy": STRATEGIES, "metric": OBJECTIVES}
+        choices = {"parameters": (*SPACES, DIRECTIONS, WAY), "strategy": STRATEGIES, "metric": OBJECTIVES}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: choose {', '.join(allowed)}")
@@ -108,8 +108,10 @@ class EvolveConfig:
             raise ValueError("an evolution needs at least one [[stages]]")
         if not self.models or len(set(self.models)) < len(self.models):
             raise ValueError(f"models = {list(self.models)}: name at least one, and each once")
-        if self.towards and self.parameters != DIRECTIONS:
-            raise ValueError(f"towards = {self.towards!r} is for parameters = {DIRECTIONS!r} only")
+        if self.towards and self.parameters not in (DIRECTIONS, WAY):
+            raise ValueError(f"towards = {self.towards!r} is for parameters = {DIRECTIONS!r} or {WAY!r} only")
+        if self.parameters == WAY and not self.towards:
+            raise ValueError(f"parameters = {WAY!r} needs towards, the memory to which it leads")
         if self.population < 2:
             raise ValueError(f"a population of {self.population} can't be compared; it must be at least 2")
         if not 1 <= self.rounds <= min(stage.samples for stage in self.stages):

@@ -29,6 +29,7 @@ RANK = 6  # singular vectors of each matrix
 STEP = 0.05  # of a direction, on both sides, by which its effect is measured
 WEAK = 0.02  # of the spread of the scores: a direction that moves them by less is left out
 HEADS = 16  # of a model, that are recorded
+BLOCKS = {"attention.qkv.weight": 3, "attention.output.weight": 2}  # of columns, each a matrix of its own
 
 
 def directions(start: NAMM, towards: NAMM | None = None) -> Tensor:
@@ -41,9 +42,7 @@ def directions(start: NAMM, towards: NAMM | None = None) -> Tensor:
     Raises:
         ValueError: if the other memory has another configuration.
     """
-    if towards is not None and towards.config != start.config:
-        raise ValueError("the memory in `towards` has another configuration than the start: no way leads there")
-    moved = _parts(start, start.flat if towards is None else towards.flat - start.flat)
+    moved = _parts(start, start.flat) if towards is None else _moved(start, towards)
     own = _parts(start, start.flat)
     found = []
     for group in feature_groups(start.config):
@@ -55,10 +54,35 @@ def directions(start: NAMM, towards: NAMM | None = None) -> Tensor:
     whole += [] if start.config.kept else ["score.bias"]  # changes nothing where a fraction is kept
     whole += [] if towards is None else ["score.weight"]
     found += [_only(start, name, moved[name]) for name in whole]
-    for name, blocks in (("attention.qkv.weight", 3), ("attention.output.weight", 2)):
+    for name, blocks in BLOCKS.items():
         for block in range(blocks):
             found += [_only(start, name, part) for part in _singular_parts(moved[name], block, blocks)]
     return torch.stack(found)
+
+
+def way(start: NAMM, towards: NAMM) -> Space:
+    """The way to another memory, by its parts: biases, the score, and each block of each matrix.
+
+    A move of 1 in all of them is the other memory, but for the bias of the score, which changes nothing where a
+    fraction is kept.
+
+    Raises:
+        ValueError: if it has another configuration, or is the start.
+    """
+    moved = _moved(start, towards)
+    whole = ["attention.qkv.bias", "attention.output.bias", "score.weight"]
+    whole += [] if start.config.kept else ["score.bias"]
+    found = [_only(start, name, moved[name]) for name in whole]
+    for name, blocks in BLOCKS.items():
+        for block in range(blocks):
+            part = torch.zeros_like(moved[name])
+            own = _block(moved[name], block, blocks)
+            part[:, own] = moved[name][:, own]
+            found.append(_only(start, name, part))
+    basis = torch.stack([part for part in found if part.any()] or [torch.zeros_like(start.flat)])
+    if not basis.any():
+        raise ValueError("the memory in `towards` is the start: there is no way to it")
+    return Space(len(basis), lambda moves: start.flat + torch.as_tensor(moves, dtype=torch.float32) @ basis)
 
 
 def feature_groups(config: NAMMConfig) -> list[slice]:
@@ -133,6 +157,18 @@ def _parts(memory: NAMM, flat: Tensor) -> dict[str, Tensor]:
     return unflatten(flat, memory.config.features, memory.config.hidden)
 
 
+def _moved(start: NAMM, towards: NAMM) -> dict[str, Tensor]:
+    if towards.config != start.config:
+        raise ValueError("the memory in `towards` has another configuration than the start: no way leads there")
+    return _parts(start, towards.flat - start.flat)
+
+
+def _block(matrix: Tensor, block: int, blocks: int) -> slice:
+    """Its columns."""
+    width = matrix.shape[1] // blocks
+    return slice(block * width, (block + 1) * width)
+
+
 def _only(memory: NAMM, name: str, part: Tensor) -> Tensor:
     """A vector ``[parameters]`` that is zero but for one part."""
     flat = torch.zeros_like(memory.flat)
@@ -142,8 +178,7 @@ def _only(memory: NAMM, name: str, part: Tensor) -> Tensor:
 
 def _singular_parts(matrix: Tensor, block: int, blocks: int) -> list[Tensor]:
     """The leading singular parts of one block of columns, each as a matrix of the whole's shape."""
-    width = matrix.shape[1] // blocks
-    own = slice(block * width, (block + 1) * width)
+    own = _block(matrix, block, blocks)
     left, values, right = torch.linalg.svd(matrix[:, own].double(), full_matrices=False)
     found = []
     for rank in range(min(RANK, len(values))):

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from namm.evolution.config import EvolveConfig, Stage
-from namm.evolution.directions import along, directions, spreads
+from namm.evolution.directions import along, directions, spreads, way
 from namm.evolution.fitness import Result, fitness
 from namm.evolution.measure import Measure, failure
 from namm.evolution.outcome import Generation, Outcome, Tested
 from namm.evolution.race import better_half, ranked
 from namm.evolution.samples import Drawn, SampleSource, draw_for_all
-from namm.evolution.space import DIRECTIONS, SPACES, Space
+from namm.evolution.space import DIRECTIONS, SPACES, WAY, Space
 from namm.evolution.strategy import make_strategy
 from namm.evolution.workers import Map
 from namm.memory import NAMM
@@ -122,6 +122,8 @@ class Evolution:
 
     def _space(self, number: int, stage: Stage, start: NAMM) -> Space:
         """What is measured of directions is written down, since another machine would find the last bits otherwise."""
+        if self.config.parameters == WAY and self.towards is not None:
+            return way(start, self.towards)
         if self.config.parameters != DIRECTIONS:
             return SPACES[self.config.parameters](start)
         ways = directions(start, self.towards)

@@ -74,3 +74,5 @@ def _gains(start: NAMM) -> Space:
 SPACES: dict[str, Callable[[NAMM], Space]] = {"all": _all, "scorer": _scorer, "gains": _gains}
 DIRECTIONS = "directions"
 """One more space, which is measured on recorded features, see `namm.evolution.directions`."""
+WAY = "way"
+"""One more space, the way to another memory by its parts."""

@@ -30,7 +30,7 @@ class TrainConfig:
         power: of the influence whose expectation is learned, see `influence_loss`.
     """
 
-    steps: int = 1200
+    steps: int = 600
     batch: int = 8
     learning_rate: float = 3e-3
     clip: float = 1.0

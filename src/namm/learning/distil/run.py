@@ -44,7 +44,7 @@ class DistillConfig:
     """
 
     lengths: tuple[int, ...] = (1792, 2560)
-    documents: int = 24
+    documents: int = 12
     horizon: int = 512
     facts: int = 150
     heads: int = 24
