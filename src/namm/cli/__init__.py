@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from namm.cli.ask import ask_text
 from namm.cli.compare import compare
 from namm.cli.console import console, speak_utf8
 from namm.cli.demo import demo
@@ -19,6 +20,7 @@ from namm.cli.evolve import evolve
 from namm.cli.generate import generate
 from namm.cli.inspect import inspect_texts
 from namm.cli.plan import plan
+from namm.cli.read import read_text
 from namm.cli.refine import refine
 from namm.support.version import VERSION
 
@@ -44,6 +46,8 @@ def _for_all(
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "generate": generate,
+    "read": read_text,
+    "ask": ask_text,
     "compare": compare,
     "plan": plan,
     "distill": distill,
