@@ -44,8 +44,8 @@ class RowState:
     Attributes:
         heads: columns of the tokens of each head, ``[tokens, ...]``.
         pending: queries since the last update, ``[query heads, n, width]``.
-        carried, normalisers: see `namm.cache.queries.Queries`.
-        seen, updated, compared, hid: see `namm.cache.row.Row`.
+        carried: see `namm.cache.queries.Queries`; so are `normalisers`.
+        seen: see `namm.cache.row.Row`; so are `updated`, `compared` and `hid`.
     """
 
     heads: Sequence[Mapping[str, Tensor]]

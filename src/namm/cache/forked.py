@@ -16,7 +16,8 @@ class ForkedStore:
     and methods are those of a `TokenStore`.
 
     Attributes:
-        shared: read only. since: the tokens that came since, equally many of every head.
+        shared: read only.
+        since: the tokens that came since, equally many of every head.
     """
 
     def __init__(self, shared: TokenStore, since: TokenStore | None = None) -> None:
