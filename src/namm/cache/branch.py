@@ -26,7 +26,7 @@ def branch(model: PreTrainedModel, cache: MemoryCache, policy: Policy) -> Memory
     observe in the same way. Layers that its policy compares, and the other one did not, are compared after the next
     forward pass or in `MemoryCache.settle`. Tokens are shared where the engine can, see `Engine.under`.
     """
-    made = type(cache)(model, policy, cache.engine)
+    made = type(cache)(model, policy, cache.engine, cache.bits)
     made.padding.visible = cache.padding.visible
     for number, (layer, source) in enumerate(zip(made.layers, cache.layers, strict=True)):
         if isinstance(layer, MemoryLayer) and isinstance(source, MemoryLayer):

@@ -50,11 +50,12 @@ class MemoryCache(Cache):
         engine: "loops" goes head by head, and holds and computes nothing that is not there; "padded" takes all heads
             and batch rows of a layer at once, padded to the longest head, so that a step is a few operations at any
             number of them. Both keep the same tokens. A policy that decides head by head gets "loops", with a warning.
+        bits: of keys and values that are decided on, 4 or 8, see `namm.cache.packed`; None: as the model has them.
 
     Raises:
         UnsupportedModelError: if the model can't be served.
-        ValueError: if there is no such engine; if the policy sees queries, and how the model turns them by positions is
-            not known, see `rotary_of`.
+        ValueError: if there is no such engine, or it does not pack to so many bits; if the policy sees queries, and how
+            the model turns them by positions is not known, see `rotary_of`.
         TypeError: if `model` is no model, or `policy` neither a policy nor a memory.
 
     Example:
@@ -63,7 +64,9 @@ class MemoryCache(Cache):
         >>> print(cache.stats())                                                 # doctest: +SKIP
     """
 
-    def __init__(self, model: PreTrainedModel, policy: Policy | NAMM, engine: str = "loops") -> None:
+    def __init__(
+        self, model: PreTrainedModel, policy: Policy | NAMM, engine: str = "loops", bits: int | None = None
+    ) -> None:
         if isinstance(policy, NAMM):
             policy = NAMMPolicy(policy)
         if not isinstance(policy, Policy):
@@ -73,8 +76,8 @@ class MemoryCache(Cache):
                 f"policy {policy.name!r} has the update interval {policy.update_interval}; it must be at least 1 "
                 f"and not below its carry ({policy.carry})"
             )
-        self.policy = policy
-        self.engine, made = engine_of(engine, policy)
+        self.policy, self.bits = policy, bits
+        self.engine, made = engine_of(engine, policy, bits)
         self.padding = Padding()
         model = served_model(model)
         types, arguments = layer_kinds(model.config, type(model).__name__)
@@ -245,7 +248,7 @@ class MemoryCache(Cache):
         """
         saved = Saved.read(folder)
         saved.check(model := served_model(model), tokenizer)
-        made = cls(model, policy or saved.policy(), engine or saved.header["engine"])
+        made = cls(model, policy or saved.policy(), engine or saved.header["engine"], saved.header["bits"])
         return saved.fill(made, model)
 
     def fork(self) -> MemoryCache:

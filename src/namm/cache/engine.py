@@ -10,6 +10,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from namm.cache.arithmetic import AttentionForm
+    from namm.cache.packed import Packed
     from namm.policies.base import Policy
 
 
@@ -42,10 +43,11 @@ class RowState:
     """All that a batch row holds, for a file.
 
     Attributes:
-        heads: columns of the tokens of each head, ``[tokens, ...]``.
+        heads: columns of the tokens of each head, ``[tokens, ...]``; of those that are not packed.
         pending: queries since the last update, ``[query heads, n, width]``.
         carried: see `namm.cache.queries.Queries`; so are `normalisers`.
         seen: see `namm.cache.row.Row`; so are `updated`, `compared` and `hid`.
+        packed: tokens before these, if there are any.
     """
 
     heads: Sequence[Mapping[str, Tensor]]
@@ -56,6 +58,7 @@ class RowState:
     updated: int
     compared: tuple[int, int] | None
     hid: bool
+    packed: Packed | None = None
 
 
 class Engine(Protocol):

@@ -11,6 +11,7 @@ from torch import Tensor
 from namm.cache.arithmetic import AttentionForm
 from namm.cache.engine import RowState
 from namm.cache.row import Row
+from namm.cache.row_state import row_of, state_of
 from namm.models.rope import Rotary
 from namm.policies.base import Policy
 
@@ -18,8 +19,8 @@ from namm.policies.base import Policy
 class Loops:
     """A layer's batch rows one after the other; see `namm.cache.engine.Engine`."""
 
-    def __init__(self, policy: Policy, layer: int, rotary: Rotary | None) -> None:
-        self.policy, self.layer, self.rotary = policy, layer, rotary
+    def __init__(self, policy: Policy, layer: int, rotary: Rotary | None, bits: int | None = None) -> None:
+        self.policy, self.layer, self.rotary, self.bits = policy, layer, rotary, bits
         self.rows: list[Row] = []
         self.decided = False
 
@@ -35,7 +36,8 @@ class Loops:
         batch, heads, tokens, _ = query.shape
         if not self.rows:
             self.rows = [
-                Row.empty(self.policy, self.layer, b, query[b], keys[b], values[b], self.rotary) for b in range(batch)
+                Row.empty(self.policy, self.layer, b, query[b], keys[b], values[b], self.rotary, self.bits)
+                for b in range(batch)
             ]
         if real is None:
             return torch.stack(self._serve(list(query), list(keys), list(values), form, waits)).transpose(1, 2)
@@ -90,17 +92,19 @@ class Loops:
 
     def under(self, policy: Policy) -> Loops:
         """A copy whose rows go on under another policy; what is held now is shared, see `Row.fork`."""
-        made = Loops(policy, self.layer, self.rotary)
+        made = Loops(policy, self.layer, self.rotary, self.bits)
         made.rows, made.decided = [replace(row.fork(), policy=policy) for row in self.rows], self.decided
         return made
 
     def states(self) -> list[RowState]:
         """What each row holds."""
-        return [row.state() for row in self.rows]
+        return [state_of(row) for row in self.rows]
 
     def restore(self, states: Sequence[RowState]) -> None:
         """Hold this and nothing else."""
-        self.rows = [Row.of(state, self.policy, self.layer, index, self.rotary) for index, state in enumerate(states)]
+        self.rows = [
+            row_of(state, self.policy, self.layer, index, self.rotary, self.bits) for index, state in enumerate(states)
+        ]
 
     @staticmethod
     def decide(engines: Sequence[Loops]) -> None:

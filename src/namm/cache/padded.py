@@ -17,6 +17,7 @@ from namm.cache.padded_attention import attend_padded, excluding_free
 from namm.cache.padded_record import PaddedRecord
 from namm.cache.padded_row import PaddedRow
 from namm.cache.pending import Pending
+from namm.cache.split import unpacked
 from namm.cache.taking import Taking
 from namm.models.rope import Rotary
 from namm.policies.base import Policy
@@ -148,8 +149,8 @@ class Padded:
         return RowState(heads, queries, carried, normalisers, *told)
 
     def restore(self, states: Sequence[RowState]) -> None:
-        """Hold this and nothing else."""
-        self.store = GridStore.of([state.heads for state in states], self.policy.state)
+        """Hold this and nothing else; what was packed is unpacked."""
+        self.store = GridStore.of([unpacked(state) for state in states], self.policy.state)
         self.pending = Pending.of(states)
         for name in ("seen", "updated", "hid", "compared"):
             setattr(self, name, [getattr(state, name) for state in states])

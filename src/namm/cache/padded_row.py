@@ -82,6 +82,10 @@ class PaddedRow:
         columns = self.engine.store.columns
         return sum(math.prod(columns[name].shape[3:]) * columns[name].element_size() for name in names)
 
+    def least_bytes(self) -> int:
+        """Bytes that keys and values of the tokens need at least."""
+        return sum(self.lengths) * self.token_bytes("keys", "values")
+
     def query_bytes(self) -> int:
         """Bytes of the queries held."""
         return self.engine.pending.row_bytes()

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from namm.cache.arithmetic import AttentionForm, attend, attend_exactly, groups, refuse_infinite
-from namm.cache.engine import RowState
-from namm.cache.forked import ForkedStore
+from namm.cache.packed import KV, Packing, packing_of
 from namm.cache.queries import Queries
 from namm.cache.record import Record
+from namm.cache.split import SplitStore
 from namm.cache.storage import TokenStore
 from namm.models.rope import Rotary
 from namm.policies.base import Policy
@@ -37,12 +37,13 @@ class Row:
         due: heads to decide on.
         hid: a mask has hidden tokens of this row, so that the newest of them may be gone.
         rotary: how the model turns queries, for a policy that sees them.
+        packing: how tokens are packed once they are decided on; None: they are not.
     """
 
     policy: Policy
     layer: int
     index: int
-    store: TokenStore | ForkedStore
+    store: TokenStore | SplitStore
     queries: Queries
     seen: int = 0
     updated: int = 0
@@ -50,6 +51,7 @@ class Row:
     due: list[Head] = field(default_factory=list)
     hid: bool = False
     rotary: Rotary | None = None
+    packing: Packing | None = None
 
     @classmethod
     def empty(
@@ -61,26 +63,12 @@ class Row:
         keys: Tensor,
         values: Tensor,
         rotary: Rotary | None = None,
+        bits: int | None = None,
     ) -> Row:
         """A row for tokens like these, ``[heads, tokens, width]`` each."""
         store = TokenStore(keys.shape[0], keys, values, policy.state)
         queries = Queries(query.new_empty(query.shape[0], 0, query.shape[2]))
-        return cls(policy, layer, index, store, queries, rotary=rotary)
-
-    @classmethod
-    def of(cls, state: RowState, policy: Policy, layer: int, index: int, rotary: Rotary | None) -> Row:
-        """A row that goes on from what another held."""
-        queries = Queries(state.pending.clone(), state.pending.shape[1], state.carried, state.normalisers)
-        store = TokenStore.of(state.heads, policy.state)
-        told = state.seen, state.updated, state.compared
-        return cls(policy, layer, index, store, queries, *told, hid=state.hid, rotary=rotary)
-
-    def state(self) -> RowState:
-        """What it holds."""
-        queries, heads = self.queries, [self.store.head(h) for h in range(self.store.heads)]
-        pending = queries.slots[:, : queries.pending]
-        told = self.seen, self.updated, self.compared, self.hid
-        return RowState(heads, pending, queries.carried, queries.normalisers, *told)
+        return cls(policy, layer, index, store, queries, rotary=rotary, packing=packing_of(bits))
 
     @property
     def fresh(self) -> int:
@@ -113,7 +101,7 @@ class Row:
         policy, new = self.policy, query.shape[1]
         interval = policy.update_interval
         ends, whole = self.fresh + new == interval and not waits, new == interval and not waits
-        store = self._own() if ends else self.store
+        store = self.own() if ends else self.store
         store.append(keys, values, torch.arange(self.seen, self.seen + new, device=keys.device))
         self.seen += new
         if interval is not None and policy.queries != 0 and not whole:
@@ -138,19 +126,19 @@ class Row:
         if self.fresh >= max(1, self.policy.smallest_block):
             self._observe(self._watched(self.queries.recall()), form, whole=True)
         elif self.policy.trims and self.updated and (self.compared or (0, 0))[0] != self.seen:
-            self._own().make_writable()
+            self.own().make_writable()
             self.due = [replace(self._head(h), undecided=self.fresh, whole=True) for h in range(self.store.heads)]
 
     def trim(self) -> None:
         """Have the heads decided on together with those of all layers, but for the tokens since the last update."""
         if self.updated:
-            self._own().make_writable()
+            self.own().make_writable()
             heads = [replace(self._head(h), seen=self.updated, new=0) for h in range(self.store.heads)]
             self.due = [replace(head.first(head.tokens - self.fresh), whole=True) for head in heads]
 
     def note(self, column: str, newest: Tensor) -> None:
         """Write to a column of the policy's what the newest tokens have, ``[KV heads, tokens]``."""
-        store = self._own()
+        store = self.own()
         store.make_writable()
         for h, found in enumerate(newest):
             store.head(h)[column][-len(found) :] = found
@@ -166,7 +154,8 @@ class Row:
             stays = F.pad(answer, (0, length - asked), value=True) if asked < length else answer.clone()
             stays[-1:] = True
             indices.append(stays.nonzero().squeeze(-1))
-        self._own().keep(indices)
+        self.own().keep(indices)
+        self._pack()
         if self.due[0].whole:
             self.compared = self.updated, sum(self.store.lengths) - self.store.heads * self.fresh
         self.due = []
@@ -180,7 +169,7 @@ class Row:
         if not len(positions):
             return
         before, kept = self.compared or (0, 0)
-        store, stay, counts = self._own(), [], []
+        store, stay, counts = self.own(), [], []
         for h in range(store.heads):
             own = store.head(h)["positions"]
             hidden = torch.isin(own, positions)
@@ -196,20 +185,24 @@ class Row:
         self.updated -= int((positions < self.updated).sum())
         self.seen -= len(positions)
         self.hid = True
+        self._pack()
 
     def query_bytes(self) -> int:
         """Bytes of the queries held."""
         return self.queries.nbytes()
 
     def clone(self) -> Row:
-        return replace(self, store=self.store.clone(), queries=self.queries.clone(), due=list(self.due))
+        packing = None if self.packing is None else replace(self.packing)
+        return replace(
+            self, store=self.store.clone(), queries=self.queries.clone(), due=list(self.due), packing=packing
+        )
 
     def fork(self) -> Row:
         """A row that goes on by itself from here. Both share what is held now, until they are decided on."""
         assert not self.due, f"row {self.index} waits for a decision"
-        untouched = isinstance(self.store, ForkedStore) and not any(self.store.since.lengths)
-        if not untouched:
-            self.store = ForkedStore(self._own())
+        if not isinstance(self.store, SplitStore):
+            self.store = SplitStore.of(self.store)
+        self.store.forked = True
         return self.clone()
 
     def check(self) -> None:
@@ -227,11 +220,20 @@ class Row:
             assert newest == self.seen - 1 or self.hid, f"head {h} lost its newest token"
             assert len(positions) >= self.fresh, f"head {h} lost tokens between updates"
 
-    def _own(self) -> TokenStore:
+    def own(self) -> TokenStore:
         """The store, its tokens shared with no other row, as whoever writes or decides needs it."""
-        if isinstance(self.store, ForkedStore):
+        if isinstance(self.store, SplitStore):
             self.store = self.store.own()
         return self.store
+
+    def _pack(self) -> None:
+        """Pack what is decided on."""
+        if self.packing is None or not self.updated:
+            return
+        heads = [self.store.head(h) for h in range(self.store.heads)]
+        decided = [{name: column[: len(column) - self.fresh] for name, column in own.items()} for own in heads]
+        since = [{name: own[name][len(own[name]) - self.fresh :] for name in (*KV, "positions")} for own in heads]
+        self.store = SplitStore(self.packing.pack(decided, self.policy.state), TokenStore.of(since, {}))
 
     def _watched(self, queries: Tensor) -> Tensor:
         """Of a block's queries ``[query heads, n, width]`` those that the policy looks at."""
@@ -239,7 +241,7 @@ class Row:
         return queries if limit is None else queries[:, max(0, queries.shape[1] - limit) :]
 
     def _record(self, watched: Tensor) -> Record:
-        return Record.empty(self._own(), watched, self.policy.carry, self.policy.per_query_head)
+        return Record.empty(self.own(), watched, self.policy.carry, self.policy.per_query_head)
 
     def _attend(self, head: int, query: Tensor, own: slice, form: AttentionForm, record: Record | None) -> Tensor:
         """Output of one KV head and its query heads `own`, ``[group, n, value width]``; it fills the record."""
@@ -248,7 +250,7 @@ class Row:
             kept = store.head(head)
             return attend_exactly(query, kept["keys"], kept["values"], form.scaling)
         keys, values = store.segment(head, "keys"), store.segment(head, "values")
-        into = () if record is None else record.of(self._own().slots(head), own)
+        into = () if record is None else record.of(self.own().slots(head), own)
         output = attend(query, keys, values, store.lengths[head], form, *into)
         assert output is not None
         return output
@@ -263,7 +265,7 @@ class Row:
             record: of a block that was attended in one go; None: replay the queries `watched`.
             whole: see `Head`.
         """
-        store = self._own()
+        store = self.own()
         spans = store.spans()
         store.make_writable()  # a policy writes to its columns
         if watched.shape[1]:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from namm.cache.arithmetic import AttentionForm
 from namm.cache.engine import RowState
 from namm.cache.layer import MemoryLayer
+from namm.cache.packed import KV, Packed
 from namm.memory import NAMM, NAMMConfig
 from namm.memory.files import CONFIG_KEY, MemoryFileError, read_tensors
 from namm.policies import NAMMPolicy, Policy
@@ -34,7 +35,15 @@ if TYPE_CHECKING:
 FILE, FORMAT = "cache.safetensors", 1
 ROUNDED = torch.bfloat16  # models that are equal so rounded are one model
 TOLD = ("seen", "updated", "compared", "hid")
-LIKE_MODEL = {"keys", "values", "pending", "carried", "sinks"}  # of the dtype that the model has
+LIKE_MODEL = {
+    "keys",
+    "values",
+    "pending",
+    "carried",
+    "sinks",
+    "sink keys",
+    "sink values",
+}  # of the dtype that the model has
 
 
 @dataclass(frozen=True)
@@ -105,7 +114,7 @@ class Saved:
                 layer.dtype, layer.device = model.dtype, device
                 continue
             states = [
-                _state(own, self._under(f"{name}.rows.{row}.", model.dtype, device))
+                _state(own, *self._row(f"{name}.rows.{row}.", own, model.dtype, device))
                 for row, own in enumerate(told["rows"])
             ]
             if odd := set(states[0].heads[0]) - set(layer.policy.state) - {"keys", "values", "positions"}:
@@ -117,21 +126,32 @@ class Saved:
             layer.is_initialized = True
         return cache
 
+    def _row(
+        self, prefix: str, told: Mapping[str, Any], dtype: torch.dtype, device: torch.device
+    ) -> tuple[dict[str, Tensor], Packed | None]:
+        """Tensors of a row, and its packed tokens."""
+        columns, packed = (self._under(f"{prefix}{part}", dtype, device) for part in ("", "packed."))
+        if not packed:
+            return columns, None
+        frames = {key: packed.pop(f"frame {key}") for key in KV if f"frame {key}" in packed}
+        return columns, Packed(told["bits"], dtype, told["packed"], told["sinks"], packed, frames, {})
+
     def _under(self, prefix: str, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
         """Tensors of one layer or row, on its device; of the model's dtype, if they came from the model that read."""
         names = [name for name in self.tensors if name.startswith(prefix) and "." not in name[len(prefix) :]]
         found = {name[len(prefix) :]: self.tensors[name].to(device) for name in names}
-        return {name: value.to(dtype) if name in LIKE_MODEL else value for name, value in found.items()}
+        floats = {name for name in LIKE_MODEL & found.keys() if found[name].is_floating_point()}  # codes are none
+        return found | {name: found[name].to(dtype) for name in floats}
 
 
-def _state(told: Mapping[str, Any], found: dict[str, Tensor]) -> RowState:
-    """A row, from what was told of it and its tensors."""
+def _state(told: Mapping[str, Any], found: dict[str, Tensor], packed: Packed | None) -> RowState:
+    """A row, from what was told of it and what it holds."""
     pending, carried, normalisers = (found.pop(name, None) for name in ("pending", "carried", "normalisers"))
     assert pending is not None
     columns = {name: column.split(told["lengths"]) for name, column in found.items()}
     heads = [{name: parts[head] for name, parts in columns.items()} for head in range(len(told["lengths"]))]
     compared = told["compared"] and tuple(told["compared"])
-    return RowState(heads, pending, carried, normalisers, told["seen"], told["updated"], compared, told["hid"])
+    return RowState(heads, pending, carried, normalisers, told["seen"], told["updated"], compared, told["hid"], packed)
 
 
 def save(cache: MemoryCache, folder: str | Path, tokenizer: Any, ids: Tensor | None, notes: Mapping[str, Any]) -> None:
@@ -165,6 +185,7 @@ def save(cache: MemoryCache, folder: str | Path, tokenizer: Any, ids: Tensor | N
         "policy": asdict(Described.of(cache.policy)),
         "memory": None if memory is None else asdict(memory.config),
         "engine": cache.engine,
+        "bits": cache.bits,
         "layers": layers,
         "notes": dict(notes),
     }
@@ -194,6 +215,10 @@ def _described(layer: Any, name: str, tensors: dict[str, Tensor]) -> dict[str, A
         tensors |= {f"{name}.rows.{row}.{key}": value for key, value in columns.items()}
         lengths = [len(own["positions"]) for own in state.heads]
         rows.append({"lengths": lengths} | {key: getattr(state, key) for key in TOLD})
+        if (packed := state.packed) is not None:
+            rows[-1] |= {"bits": packed.bits, "packed": packed.lengths, "sinks": packed.sinks}
+            columns = dict(packed.columns) | {f"frame {key}": value for key, value in packed.frames.items()}
+            tensors |= {f"{name}.rows.{row}.packed.{key}": value for key, value in columns.items()}
     if layer._form.sinks is not None:
         tensors[f"{name}.sinks"] = layer._form.sinks
     form = asdict(replace(layer._form, sinks=None))

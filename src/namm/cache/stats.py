@@ -90,7 +90,7 @@ def collect(layers: Sequence[object]) -> CacheStats:
         kept=tuple(tuple(tuple(row.store.lengths) for row in layer.rows) for layer in forgetting),
         layers=tuple(layer.index for layer in forgetting),
         kv_bytes=sum(row.store.nbytes("keys", "values") for row in rows),
-        logical_kv_bytes=sum(sum(row.store.lengths) * w for row, w in zip(rows, width, strict=True)),
+        logical_kv_bytes=sum(row.store.least_bytes() for row in rows),
         state_bytes=sum(row.store.nbytes() - row.store.nbytes("keys", "values") for row in rows),
         query_bytes=sum(row.query_bytes() for row in rows),
         shared_bytes=sum(row.store.shared_bytes() for row in rows),

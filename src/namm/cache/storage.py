@@ -53,6 +53,10 @@ class TokenStore:
         start, stop = self.starts[head], self.starts[head] + self.lengths[head]
         return {name: column[start:stop] for name, column in self.columns.items()}
 
+    def column(self, head: int, name: str) -> Tensor:
+        """A view of a head's tokens in a column."""
+        return self.head(head)[name]
+
     def spans(self) -> list[slice]:
         """The slots that hold each head's tokens."""
         return [slice(start, start + length) for start, length in zip(self.starts, self.lengths, strict=True)]
@@ -105,6 +109,10 @@ class TokenStore:
         if not tight or [len(own) for own in indices] != self.lengths:
             self._relocate(indices)
 
+    def own(self) -> TokenStore:
+        """A copy."""
+        return self.clone()
+
     def clone(self) -> TokenStore:
         other = object.__new__(TokenStore)
         other.heads, other._state = self.heads, self._state
@@ -123,6 +131,10 @@ class TokenStore:
     def token_bytes(self, *names: str) -> int:
         """Bytes of one token in the named columns."""
         return sum(math.prod(self.columns[name].shape[1:]) * self.columns[name].element_size() for name in names)
+
+    def least_bytes(self) -> int:
+        """Bytes that keys and values of the tokens need at least."""
+        return sum(self.lengths) * self.token_bytes("keys", "values")
 
     def check(self) -> None:
         """Raises AssertionError, naming the head, where an invariant does not hold."""

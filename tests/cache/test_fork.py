@@ -95,7 +95,7 @@ def test_forks_share_what_was_read_until_they_decide(wild, ids) -> None:
         for number, fork in enumerate(forks):
             wild(ids[:, number : number + 9], past_key_values=fork)
     stored = [
-        {layer.rows[0].store.shared.columns["keys"].data_ptr() for layer in each.layers} for each in (cache, *forks)
+        {layer.rows[0].store.held.columns["keys"].data_ptr() for layer in each.layers} for each in (cache, *forks)
     ]
     assert all(own == stored[0] for own in stored)
     held, other = cache.stats(), forks[1].stats()
