@@ -17,6 +17,7 @@ from typing import Any
 from learning_tables import ablation_table, population_table, search_table
 from tables import (
     answers_table,
+    bits_table,
     budgets_table,
     loss_table,
     page_table,
@@ -120,6 +121,14 @@ SECTIONS = (
         "reference's first tokens. Of full: means over documents over those of the full cache; in the last lines the "
         "mean of the tasks' shares, in brackets of how many tasks, ± over tasks. Bytes as above.",
         (answers_table,),
+    ),
+    Section(
+        "bits",
+        lambda found: f"Fewer bits: {on(found)}",
+        "Keys and values of tokens that are decided on, held in 8 or 4 bits; 16 are the model's own. Bytes are all "
+        "that a cache holds, over a full cache's keys and values. The rise in loss is over that with 16 bits of the same "
+        "passage, at the same kept fraction.",
+        (bits_table,),
     ),
     Section(
         "budgets",

@@ -287,3 +287,21 @@ def window_table(found: Row) -> str:
             cells = [f"{own[n]['loss']:.3f} ({own[n]['kept_fraction']:.2f})" for n in lengths]
             lines.append((f"{policy}, {positions}", *cells))
     return markdown_table(("cache", *(f"{length:,} tokens" for length in lengths)), lines)
+
+
+def bits_table(found: Row) -> str:
+    """By number of bits: bytes, and what they cost beside 16, of each passage and key."""
+    lines = []
+    rows = found["rows"]
+    for bits in unique(rows, "bits"):
+        losses, keys = (select(rows, task=task, bits=bits) for task in ("loss", "pass key"))
+        exact = select(rows, task="loss", bits=16)
+        rises = [one["log_probability"] - own["log_probability"] for one, own in zip(exact, losses, strict=True)]
+        sizes = [mean(losses, name) / mean(losses, "full_bytes") for name in ("held_bytes", "kv_bytes")]
+        right = f"{sum(row['correct'] for row in keys)} of {len(keys)}"
+        cells = [f"{mean(losses, 'kept_fraction'):.3f}", *(f"{size:.3f}" for size in sizes)]
+        cells += ["" if bits == 16 else interval(rises, "+.4f"), right]
+        lines.append((str(bits), *cells, interval([row["log_probability"] for row in keys], ".2f")))
+    count = len(select(rows, task="loss", bits=16))
+    headings = ("bits", "tokens kept", "bytes", "of these K and V", f"rise in loss over 16 bits ({count})")
+    return markdown_table((*headings, "keys right", "log-probability of a key"), lines)

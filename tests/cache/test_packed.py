@@ -11,8 +11,21 @@ from operations import Operations
 
 from namm import NAMM, MemoryCache, NAMMConfig
 from namm.cache.arithmetic import AttentionForm
-from namm.cache.packed import BITS, BOUNDS, SINKS, Packing, decode, encode, group_of
+from namm.cache.packed import (
+    BITS,
+    BOUNDS,
+    SINKS,
+    Packing,
+    decode,
+    encode,
+    from_byte,
+    group_of,
+    hadamard,
+    to_byte,
+    turned,
+)
 from namm.policies import H2O, NAMMPolicy, Streaming
+from namm.support.tensors import Column
 
 MEMORY = NAMM(NAMMConfig(hidden=8, update_interval=16, window=8, hop=4, birth=True, key_value=True))
 
@@ -52,13 +65,13 @@ def test_the_formula_against_float64() -> None:
     assert [int(codes[0, 0]) & 15, int(codes[0, 0]) >> 4, int(codes[0, 1]) & 15, int(codes[0, 1]) >> 4] == [5, 15, 8, 0]
 
 
-def test_channels_of_one_size_each_cost_no_others_their_bits() -> None:
-    """One large channel would take all codes of its group."""
+def test_a_large_channel_costs_no_others_their_bits() -> None:
+    """It would take all codes of its group."""
     generator = torch.Generator().manual_seed(0)
     keys = torch.randn(200, 64, generator=generator)
     keys[:, 5] = 100 + 20 * torch.randn(200, generator=generator)
     own = {"keys": keys, "values": keys.flip(0), "positions": torch.arange(200, dtype=torch.int32)}
-    found = Packing(4, {}).pack([own], {}).column(0, "keys")
+    found = Packing(4).pack([own], {}).column(0, "keys")
     others = torch.arange(64) != 5
     assert float((found - keys)[:, others].abs().mean()) < 0.2
     plain = decode(*encode(keys, 4), 4)
@@ -134,7 +147,7 @@ def test_bytes_are_counted_from_storage_and_far_fewer(tiny, ids) -> None:
     assert stats[4].kv_bytes == stats[4].logical_kv_bytes
     layer = cache_of(model, ids, 4).layers[0]
     held = layer.rows[0].store.held
-    own = sum(column.untyped_storage().nbytes() for column in (*held.columns.values(), *held.frames.values()))
+    own = sum(column.untyped_storage().nbytes() for column in (*held.columns.values(), held.frame))
     assert layer.rows[0].store.nbytes() - layer.rows[0].store.since.nbytes() == own
 
 
@@ -177,6 +190,24 @@ def test_rows_may_be_padded_moved_and_hidden(wild, ids) -> None:
     assert [row.seen for row in cache.layers[0].rows] == [hidden[row].sum() for row in range(3)]
 
 
+@pytest.mark.parametrize("width", [2, 6, 64, 80])
+def test_turning_twice_is_nothing_and_lengths_stay(width) -> None:
+    x = torch.randn(5, width, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(turned(turned(x)), x)
+    torch.testing.assert_close(turned(x).norm(dim=1), x.norm(dim=1))
+    block = width & -width
+    matrix = hadamard(block, x.device).double()
+    torch.testing.assert_close(matrix @ matrix, torch.eye(block, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+def test_numbers_between_bounds_fit_into_bytes() -> None:
+    column = Column((3,), torch.bfloat16, (-9.0, 0.0))
+    x = torch.tensor([[-9.0, -4.4, 0.0], [-0.1, -20.0, 3.0]])
+    found = from_byte(to_byte(x, column.bounds), column)
+    assert found.dtype == torch.bfloat16 and torch.equal(to_byte(found, column.bounds), to_byte(x, column.bounds))
+    torch.testing.assert_close(found.float(), x.clamp(-9, 0), atol=9 / 255 / 2 + 0.02, rtol=0)
+
+
 def test_what_can_not_be_packed_is_refused(tiny) -> None:
     for options in ({"bits": 3}, {"bits": 4, "engine": "padded"}):
         with pytest.raises(ValueError, match="bits must be one of 4, 8"):
@@ -193,4 +224,4 @@ def test_decoding_unpacks_with_few_operations(wild, ids) -> None:
     exact = cache_of(wild, ids, None)
     with torch.inference_mode(), Operations() as counter:
         wild(ids[:, :1], past_key_values=exact)
-    assert packed <= counter.computed + 2 * 2 * 2 * 20  # layers, heads, keys and values
+    assert packed <= counter.computed + 2 * 2 * 2 * 24  # layers, heads, keys and values

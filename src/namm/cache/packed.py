@@ -2,16 +2,19 @@
 
     code = round((x - low) / (high - low) * (2^bits - 1))
 
-asymmetrically and token by token, as KIVI (arXiv 2402.02750) has it for values. Keys differ more from channel to
-channel than from token to token; so that a token's channels may share bounds, each channel of a head is first brought
-to one centre and one size, as SmoothAttention does (QServe, arXiv 2405.04532): those of the first tokens that the row
-packed. A token that is unpacked and packed again has the same codes, whatever is forgotten around it.
+asymmetrically and token by token, as KIVI (arXiv 2402.02750) has it for values. So that channels may share bounds, they
+are turned by a Hadamard matrix first, which spreads large ones over all (QuaRot, arXiv 2404.00456); and before that, as
+keys differ from channel to channel, the channels of a head's keys are brought to one centre and nearer to one size, by
+the root of theirs (SmoothAttention in QServe, arXiv 2405.04532), as found in the first tokens that the row packed.
+
+A token is coded once. Unpacked it serves a decision, after which those that stay have the codes that they had.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -20,7 +23,7 @@ from namm.cache.storage import TokenStore
 from namm.support.tensors import Column
 
 BITS = 4, 8
-GROUP = 64  # channels that share bounds, at most
+GROUP = 32  # channels that share bounds, at most
 SINKS = 4  # first tokens, which stay exact
 BOUNDS = torch.bfloat16
 KV = "keys", "values"
@@ -69,48 +72,98 @@ class Packing:
 
     Attributes:
         bits: of a number, 4 or 8.
-        frames: of keys and of values, centre and size of each channel of each head, ``[2, heads, width]`` float32;
-            empty before anything was packed.
+        frame: centre and size of each channel of each head's keys, ``[2, heads, width]`` float32; None before anything
+            was packed.
     """
 
     bits: int
-    frames: Mapping[str, Tensor]
+    frame: Tensor | None = None
 
-    def pack(self, heads: Sequence[Mapping[str, Tensor]], state: Mapping[str, Column]) -> Packed:
-        """Of each head the columns of its tokens, see `TokenStore.head`."""
-        if not self.frames and all(len(own["positions"]) for own in heads):
-            self.frames = {name: torch.stack([frame_of(own[name]) for own in heads], dim=1) for name in KV}
-        columns = {name: torch.cat([own[name] for own in heads]) for name in heads[0] if name not in KV}
-        lengths = [len(own["positions"]) for own in heads]
-        sinks = [own["positions"] < SINKS for own in heads]
-        columns |= {
-            f"sink {name}": torch.cat([own[name][at] for own, at in zip(heads, sinks, strict=True)]) for name in KV
-        }
+    def pack(
+        self,
+        heads: Sequence[Mapping[str, Tensor]],
+        state: Mapping[str, Column],
+        before: Packed | None = None,
+        stay: Sequence[Tensor] = (),
+    ) -> Packed:
+        """Pack tokens.
+
+        Args:
+            heads: columns of the tokens of each, see `TokenStore.head`.
+            state: see `TokenStore`.
+            before: of which the first tokens are, see `stay`.
+            stay: of each head the indices ``[n]`` int64 of those tokens in `before`, whose codes they keep.
+        """
+        if self.frame is None and all(len(own["positions"]) for own in heads):
+            self.frame = torch.stack([frame_of(own["keys"]) for own in heads], dim=1)
+        counts = [len(own) for own in stay] if before is not None else [0] * len(heads)
+        columns = {}
         for name in KV:
-            columns[name], columns[f"{name} bounds"] = encode(
-                torch.cat([self._inside(name, head, own[name].float()) for head, own in enumerate(heads)]), self.bits
-            )
-        counts = [int(at.sum()) for at in sinks]
-        return Packed(self.bits, heads[0]["keys"].dtype, lengths, counts, columns, dict(self.frames), state)
+            parts = []
+            for head, (own, old) in enumerate(zip(heads, counts, strict=True)):
+                if before is not None and old:
+                    parts.append([column.index_select(0, stay[head]) for column in before.coded(head, name)])
+                parts.append(list(encode(turned(self._centred(name, head, own[name][old:].float())), self.bits)))
+            columns[name], columns[f"{name} bounds"] = (torch.cat(column) for column in zip(*parts, strict=True))
+        for name in heads[0].keys() - set(KV):
+            whole = torch.cat([own[name] for own in heads])
+            columns[name] = to_byte(whole, state[name].bounds) if is_bounded(state, name) else whole
+        sinks = [own["positions"] < SINKS for own in heads]
+        for name in KV:
+            columns[f"sink {name}"] = torch.cat([own[name][at] for own, at in zip(heads, sinks, strict=True)])
+        lengths = [len(own["positions"]) for own in heads], [int(at.sum()) for at in sinks]
+        return Packed(self.bits, heads[0]["keys"].dtype, *lengths, columns, self.frame, state)
 
-    def _inside(self, name: str, head: int, x: Tensor) -> Tensor:
-        """What is coded: channels brought to one centre and size."""
-        if not self.frames:
+    def _centred(self, name: str, head: int, x: Tensor) -> Tensor:
+        if name != "keys" or self.frame is None:
             return x
-        centre, size = self.frames[name][:, head]
+        centre, size = self.frame[:, head]
         return (x - centre) / size
 
 
 def packing_of(bits: int | None) -> Packing | None:
     """Of a row that has packed nothing; None: it never does."""
-    return None if bits is None else Packing(bits, {})
+    return None if bits is None else Packing(bits)
 
 
 def frame_of(x: Tensor) -> Tensor:
-    """Centre and size of each channel, ``[2, width]`` float32, of ``[tokens, width]``."""
+    """Centre of each channel and the root of its deviation, ``[2, width]`` float32, of ``[tokens, width]``."""
     x = x.float()
-    centre = x.mean(0)
-    return torch.stack([centre, (x - centre).abs().amax(0).clamp_min(1e-6)])
+    return torch.stack([x.mean(0), x.std(0, correction=0).clamp_min(1e-6).sqrt()])
+
+
+def turned(x: Tensor) -> Tensor:
+    """``[tokens, width]`` times a Hadamard matrix for every block of channels, which is its own inverse."""
+    block = x.shape[1] & -x.shape[1]  # the largest power of two in it
+    return (x.unflatten(1, (-1, block)) @ hadamard(block, x.device)).flatten(1)
+
+
+@lru_cache(maxsize=16)
+def hadamard(size: int, device: torch.device) -> Tensor:
+    """``[size, size]`` float32, symmetric and orthogonal; the size is a power of two."""
+    with torch.inference_mode(False):
+        found = torch.ones(1, 1, device=device)
+        while len(found) < size:
+            found = torch.cat([torch.cat([found, found], dim=1), torch.cat([found, -found], dim=1)]) * 0.5**0.5
+        return found
+
+
+def is_bounded(state: Mapping[str, Column], name: str) -> bool:
+    """Whether a column of the policy's goes into bytes."""
+    return name in state and state[name].bounds is not None
+
+
+def to_byte(x: Tensor, bounds: tuple[float, float] | None) -> Tensor:
+    """Numbers as uint8, evenly between bounds."""
+    assert bounds is not None
+    return ((x.float() - bounds[0]) * (255 / (bounds[1] - bounds[0]))).round_().clamp_(0, 255).byte()
+
+
+def from_byte(codes: Tensor, column: Column) -> Tensor:
+    """From what `to_byte` made of a column."""
+    assert column.bounds is not None
+    low, high = column.bounds
+    return (low + codes.float() * ((high - low) / 255)).to(column.dtype)
 
 
 @dataclass(frozen=True)
@@ -123,8 +176,8 @@ class Packed:
         lengths: tokens of each head.
         sinks: of these, how many at its beginning are exact.
         columns: one head's behind the other's: codes of "keys" and "values", their bounds, exact ones of sinks, and all
-            others as they are.
-        frames: see `Packing`.
+            others as they are, but for those with bounds (see `Column`), in bytes.
+        frame: see `Packing`.
         state: see `TokenStore`.
     """
 
@@ -133,22 +186,28 @@ class Packed:
     lengths: list[int]
     sinks: list[int]
     columns: Mapping[str, Tensor]
-    frames: Mapping[str, Tensor]
+    frame: Tensor | None
     state: Mapping[str, Column]
 
     @property
     def heads(self) -> int:
         return len(self.lengths)
 
-    def column(self, head: int, name: str) -> Tensor:
-        """A column of a head's tokens, unpacked."""
+    def coded(self, head: int, name: str) -> tuple[Tensor, Tensor]:
+        """Codes and bounds of a head's keys or values."""
         first = sum(self.lengths[:head])
         held = slice(first, first + self.lengths[head])
+        return self.columns[name][held], self.columns[f"{name} bounds"][held]
+
+    def column(self, head: int, name: str) -> Tensor:
+        """A column of a head's tokens, unpacked."""
         if name not in KV:
-            return self.columns[name][held]
-        found = decode(self.columns[name][held], self.columns[f"{name} bounds"][held], self.bits)
-        if self.frames:
-            centre, size = self.frames[name][:, head]
+            first = sum(self.lengths[:head])
+            found = self.columns[name][first : first + self.lengths[head]]
+            return from_byte(found, self.state[name]) if is_bounded(self.state, name) else found
+        found = turned(decode(*self.coded(head, name), self.bits))
+        if name == "keys" and self.frame is not None:
+            centre, size = self.frame[:, head]
             found = torch.addcmul(centre, found, size)
         found, first = found.to(self.dtype), sum(self.sinks[:head])
         found[: self.sinks[head]] = self.columns[f"sink {name}"][first : first + self.sinks[head]]
@@ -165,9 +224,8 @@ class Packed:
 
     def nbytes(self, *names: str) -> int:
         """Bytes of the named columns with all that belongs to them (all if none is named)."""
-        found = [(key, column) for key, column in self.columns.items()]
-        found += list(self.frames.items())
-        return sum(column.nbytes for key, column in found if not names or set(key.split()) & set(names))
+        found = dict(self.columns) | ({} if self.frame is None else {"frame keys": self.frame})
+        return sum(column.nbytes for key, column in found.items() if not names or set(key.split()) & set(names))
 
     def least_bytes(self) -> int:
         """Bytes that keys and values need."""

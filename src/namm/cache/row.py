@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from namm.cache.arithmetic import AttentionForm, attend, attend_exactly, groups, refuse_infinite
-from namm.cache.packed import KV, Packing, packing_of
+from namm.cache.packed import KV, Packed, Packing, packing_of
 from namm.cache.queries import Queries
 from namm.cache.record import Record
 from namm.cache.split import SplitStore
@@ -38,6 +38,7 @@ class Row:
         hid: a mask has hidden tokens of this row, so that the newest of them may be gone.
         rotary: how the model turns queries, for a policy that sees them.
         packing: how tokens are packed once they are decided on; None: they are not.
+        unpacked: of what is unpacked for a decision the codes.
     """
 
     policy: Policy
@@ -52,6 +53,7 @@ class Row:
     hid: bool = False
     rotary: Rotary | None = None
     packing: Packing | None = None
+    unpacked: Packed | None = None
 
     @classmethod
     def empty(
@@ -155,7 +157,7 @@ class Row:
             stays[-1:] = True
             indices.append(stays.nonzero().squeeze(-1))
         self.own().keep(indices)
-        self._pack()
+        self._pack(indices)
         if self.due[0].whole:
             self.compared = self.updated, sum(self.store.lengths) - self.store.heads * self.fresh
         self.due = []
@@ -185,7 +187,7 @@ class Row:
         self.updated -= int((positions < self.updated).sum())
         self.seen -= len(positions)
         self.hid = True
-        self._pack()
+        self._pack(stay)
 
     def query_bytes(self) -> int:
         """Bytes of the queries held."""
@@ -221,19 +223,23 @@ class Row:
             assert len(positions) >= self.fresh, f"head {h} lost tokens between updates"
 
     def own(self) -> TokenStore:
-        """The store, its tokens shared with no other row, as whoever writes or decides needs it."""
+        """The store, its tokens shared with no other row and unpacked, as whoever writes or decides needs it."""
         if isinstance(self.store, SplitStore):
+            self.unpacked = self.store.held if isinstance(self.store.held, Packed) else None
             self.store = self.store.own()
         return self.store
 
-    def _pack(self) -> None:
-        """Pack what is decided on."""
+    def _pack(self, kept: Sequence[Tensor]) -> None:
+        """Pack what is decided on, where of each head these tokens have just been kept."""
         if self.packing is None or not self.updated:
             return
+        before, self.unpacked = self.unpacked, None
+        stay = [] if before is None else [own[own < most] for own, most in zip(kept, before.lengths, strict=True)]
         heads = [self.store.head(h) for h in range(self.store.heads)]
         decided = [{name: column[: len(column) - self.fresh] for name, column in own.items()} for own in heads]
         since = [{name: own[name][len(own[name]) - self.fresh :] for name in (*KV, "positions")} for own in heads]
-        self.store = SplitStore(self.packing.pack(decided, self.policy.state), TokenStore.of(since, {}))
+        packed = self.packing.pack(decided, self.policy.state, before, stay)
+        self.store = SplitStore(packed, TokenStore.of(since, {}))
 
     def _watched(self, queries: Tensor) -> Tensor:
         """Of a block's queries ``[query heads, n, width]`` those that the policy looks at."""

@@ -37,5 +37,5 @@ def row_of(
         if packing is None or packing.bits != state.packed.bits:
             row.own()
         else:
-            packing.frames = state.packed.frames
+            packing.frame = state.packed.frame
     return row

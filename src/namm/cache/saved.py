@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from namm.cache.arithmetic import AttentionForm
 from namm.cache.engine import RowState
 from namm.cache.layer import MemoryLayer
-from namm.cache.packed import KV, Packed
+from namm.cache.packed import Packed
 from namm.memory import NAMM, NAMMConfig
 from namm.memory.files import CONFIG_KEY, MemoryFileError, read_tensors
 from namm.policies import NAMMPolicy, Policy
@@ -133,8 +133,8 @@ class Saved:
         columns, packed = (self._under(f"{prefix}{part}", dtype, device) for part in ("", "packed."))
         if not packed:
             return columns, None
-        frames = {key: packed.pop(f"frame {key}") for key in KV if f"frame {key}" in packed}
-        return columns, Packed(told["bits"], dtype, told["packed"], told["sinks"], packed, frames, {})
+        frame = packed.pop("frame", None)
+        return columns, Packed(told["bits"], dtype, told["packed"], told["sinks"], packed, frame, {})
 
     def _under(self, prefix: str, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
         """Tensors of one layer or row, on its device; of the model's dtype, if they came from the model that read."""
@@ -217,7 +217,7 @@ def _described(layer: Any, name: str, tensors: dict[str, Tensor]) -> dict[str, A
         rows.append({"lengths": lengths} | {key: getattr(state, key) for key in TOLD})
         if (packed := state.packed) is not None:
             rows[-1] |= {"bits": packed.bits, "packed": packed.lengths, "sinks": packed.sinks}
-            columns = dict(packed.columns) | {f"frame {key}": value for key, value in packed.frames.items()}
+            columns = dict(packed.columns) | ({} if packed.frame is None else {"frame": packed.frame})
             tensors |= {f"{name}.rows.{row}.packed.{key}": value for key, value in columns.items()}
     if layer._form.sinks is not None:
         tensors[f"{name}.sinks"] = layer._form.sinks

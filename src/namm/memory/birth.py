@@ -6,6 +6,7 @@ is. Heads that look names and numbers up pay almost nothing to them before they 
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 BIRTH_FEATURES = 8
 NEAR, FAR = 16, 128  # ages up to which a token's row is summed apart
 FLOOR = 1e-4
+BIRTH_BOUNDS = (math.log(FLOOR), 0.0)
 
 
 def birth_rows(attention: Tensor, positions: Tensor, counts: Tensor | None = None) -> Tensor:

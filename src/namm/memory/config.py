@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from namm.memory.birth import BIRTH_FEATURES
+from namm.memory.birth import BIRTH_BOUNDS, BIRTH_FEATURES
 from namm.memory.key_value import KEY_VALUE_FEATURES
 from namm.memory.network import parameter_count
 from namm.memory.spectrogram import AGE_FEATURES, SpectrogramConfig
@@ -99,7 +99,7 @@ class NAMMConfig:
         """What a cache keeps of every token, beside its key and value."""
         dtype = getattr(torch, self.state_dtype)
         columns = {"spectrogram": Column((len(self.ema), self.spectrogram.channels), dtype)}
-        return columns | ({"birth": Column((BIRTH_FEATURES,), dtype)} if self.birth else {})
+        return columns | ({"birth": Column((BIRTH_FEATURES,), dtype, BIRTH_BOUNDS)} if self.birth else {})
 
     @property
     def parameters(self) -> int:

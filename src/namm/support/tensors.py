@@ -26,10 +26,17 @@ def round_up(tokens: int) -> int:
 
 @dataclass(frozen=True)
 class Column:
-    """One more value per token, stored and forgotten with it; zero for new tokens."""
+    """One more value per token, stored and forgotten with it; zero for new tokens.
+
+    Attributes:
+        shape: of a token's.
+        dtype: of the numbers.
+        bounds: between which they lie, where a byte is enough for each; see `namm.cache.packed`.
+    """
 
     shape: tuple[int, ...] = ()
     dtype: torch.dtype = torch.float32
+    bounds: tuple[float, float] | None = None
 
 
 @lru_cache(maxsize=256)

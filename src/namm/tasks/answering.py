@@ -101,6 +101,7 @@ def read(
     *,
     pad: int = 0,
     rehearse: Tensor | None = None,
+    bits: int | None = None,
 ) -> Reading:
     """Read contexts in one batch, and decide at their end what to keep (`MemoryCache.settle`).
 
@@ -108,9 +109,10 @@ def read(
         contexts: ``[tokens]`` each, at least one token.
         pad: token that fills up shorter contexts, see `padding_token`.
         rehearse: with a rehearsal, if the policy looks at one: the instruction, see `namm.tasks.encode.to_repeat`.
+        bits: of keys and values, see `MemoryCache`.
     """
     ids, mask = _left_padded(contexts, pad, model.device)
-    cache = MemoryCache(model, policy)
+    cache = MemoryCache(model, policy, bits=bits)
     options = dict[str, Any]()
     if not bool(mask.all()):
         options = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
@@ -147,6 +149,7 @@ def answer_score(
     answer: Tensor,
     policy: Policy,
     rehearse: Tensor | None = None,
+    bits: int | None = None,
 ) -> Answer:
     """Read a context under a policy, which has not seen the question, then score the answer, teacher-forced.
 
@@ -154,9 +157,9 @@ def answer_score(
         context: ``[1, tokens]``.
         question: ``[1, tokens]``.
         answer: ``[1, tokens]``.
-        rehearse: see `read`.
+        rehearse: see `read`; so is `bits`.
     """
-    reading = read(model, [context[0]], policy, rehearse=rehearse)
+    reading = read(model, [context[0]], policy, rehearse=rehearse, bits=bits)
     found, correct = reading.score(question[0], answer[0])
     return Answer(float(found.mean()), bool(correct.all()), reading.stats.kept_fraction)
 
@@ -181,7 +184,12 @@ class Tail:
 
 
 def tail_loss(
-    model: PreTrainedModel, ids: Tensor, policy: Policy, tail: int = 256, rehearse: Tensor | None = None
+    model: PreTrainedModel,
+    ids: Tensor,
+    policy: Policy,
+    tail: int = 256,
+    rehearse: Tensor | None = None,
+    bits: int | None = None,
 ) -> Tail:
     """Read all but the last `tail` tokens under a policy, then score the tail, teacher-forced.
 
@@ -189,7 +197,7 @@ def tail_loss(
 
     Args:
         ids: ``[1, tokens]`` with more than `tail` tokens.
-        rehearse: see `read`.
+        rehearse: see `read`; so is `bits`.
 
     Raises:
         ValueError: if the document is too short.
@@ -198,7 +206,7 @@ def tail_loss(
     if tail < 1 or context < 1:
         raise ValueError(f"a document of {ids.shape[1]} tokens can't be split before a tail of {tail}")
     started = time.perf_counter()
-    reading = read(model, [ids[0, :context]], policy, rehearse=rehearse)
+    reading = read(model, [ids[0, :context]], policy, rehearse=rehearse, bits=bits)
     if reading.logits.is_cuda:
         torch.cuda.synchronize(reading.logits.device)
     seconds, stats = time.perf_counter() - started, reading.stats
