@@ -23,7 +23,7 @@ from namm.cache.storage import TokenStore
 from namm.support.tensors import Column
 
 BITS = 4, 8
-GROUP = 32  # channels that share bounds, at most
+GROUP = 64  # channels that share bounds, at most
 SINKS = 4  # first tokens, which stay exact
 BOUNDS = torch.bfloat16
 KV = "keys", "values"
