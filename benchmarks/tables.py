@@ -298,10 +298,10 @@ def bits_table(found: Row) -> str:
         exact = select(rows, task="loss", bits=16)
         rises = [one["log_probability"] - own["log_probability"] for one, own in zip(exact, losses, strict=True)]
         sizes = [mean(losses, name) / mean(losses, "full_bytes") for name in ("held_bytes", "kv_bytes")]
-        right = f"{sum(row['correct'] for row in keys)} of {len(keys)}"
+        right = f"{sum(row['correct'] for row in keys)} of {len(keys)}" if keys else ""
         cells = [f"{mean(losses, 'kept_fraction'):.3f}", *(f"{size:.3f}" for size in sizes)]
         cells += ["" if bits == 16 else interval(rises, "+.4f"), right]
-        lines.append((str(bits), *cells, interval([row["log_probability"] for row in keys], ".2f")))
+        lines.append((str(bits), *cells, interval([row["log_probability"] for row in keys], ".2f") if keys else ""))
     count = len(select(rows, task="loss", bits=16))
     headings = ("bits", "tokens kept", "bytes", "of these K and V", f"rise in loss over 16 bits ({count})")
     return markdown_table((*headings, "keys right", "log-probability of a key"), lines)

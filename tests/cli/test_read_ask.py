@@ -78,6 +78,14 @@ def test_what_is_forgotten_is_not_saved(document: Path, memory: str, tmp_path: P
     assert "Why?" in invoke("ask", tmp_path / "a.memory", "Why?", "Who?", "--max-new-tokens", 2)
 
 
+@pytest.mark.usefixtures("plain")
+def test_fewer_bits_are_saved_as_such(document: Path, memory: str, tmp_path: Path) -> None:
+    exact = read(document, memory, tmp_path / "0.memory", "--kept", "0.5")
+    packed = read(document, memory, tmp_path / "1.memory", "--kept", "0.5", "--bits", "4")
+    assert packed["file_bytes"] < 0.65 * exact["file_bytes"] and packed["held_bytes"] < 0.6 * exact["held_bytes"]
+    assert asked(tmp_path / "1.memory", "Why?")
+
+
 def test_a_rehearsal_is_remembered(chat, document: Path, tmp_path: Path) -> None:
     told = json.loads(invoke("read", document, "-o", tmp_path / "a.memory", "--rehearse", "--kept", "0.5", "--json"))
     assert abs(told["kept_fraction"] - 0.5) < 0.02

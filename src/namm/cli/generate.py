@@ -30,6 +30,7 @@ def generate(
         typer.Option(min=0.0, help="Tokens that are kept, mean over heads; of a rule also a fraction (0.25)."),
     ] = None,
     rehearse: options.RehearseOption = False,
+    bits: options.BitsOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer at most.")] = 128,
     dtype: options.DtypeOption = Dtype.AUTO,
     device: options.DeviceOption = None,
@@ -56,7 +57,7 @@ def generate(
     network, tokenizer = common.load(model, dtype, device)
     ids = encode_prompt(tokenizer, [text, prompt], question, raw=raw).to(network.device)
     streamer = None if as_json else TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    cache, clock = MemoryCache(network, rule), Clock()
+    cache, clock = MemoryCache(network, rule, bits=bits), Clock()
     with torch.inference_mode():
         with stages() as progress:
             # the last token gives the first of the answer; a short prompt is kept whole, if nothing else is asked for

@@ -51,6 +51,10 @@ RehearseOption = Annotated[
         help="The model repeats what it reads before the policy decides: a second pass over it.",
     ),
 ]
+BitsOption = Annotated[
+    int | None,
+    typer.Option("--bits", help="Hold keys and values in 8 or 4 bits once they are decided on."),
+]
 TokensOption = Annotated[
     int | None,
     typer.Option("--budget", min=2, help="In place of --kept: tokens that are kept, mean over heads and layers."),

@@ -24,6 +24,7 @@ def read_text(
         typer.Option(min=0.0, help="Tokens that are kept, mean over heads; of a rule also a fraction (0.25)."),
     ] = None,
     rehearse: options.RehearseOption = False,
+    bits: options.BitsOption = None,
     dtype: options.DtypeOption = Dtype.AUTO,
     device: options.DeviceOption = None,
     as_json: options.JsonOption = False,
@@ -47,7 +48,7 @@ def read_text(
     network, tokenizer = common.load(model, dtype, device)
     begun, chat = before_questions(tokenizer, text, raw=raw)
     ids = encode(tokenizer, begun).to(network.device)
-    cache = MemoryCache(network, rule)
+    cache = MemoryCache(network, rule, bits=bits)
     with torch.inference_mode(), stages() as progress:
         instruction = to_repeat(tokenizer) if rehearse or rule.needs_rehearsal else None
         read(network, ids, cache, progress, rehearse=instruction)
