@@ -15,6 +15,7 @@ from namm import NAMM, MemoryCache, NAMMConfig
 from namm.cache.arithmetic import AttentionForm
 from namm.cache.loops import Loops
 from namm.policies import H2O, L2, TOVA, NAMMPolicy, Policy, SnapKV, Streaming
+from namm.policies.keydiff import KeyDiff
 
 PLAIN = NAMMConfig(hidden=8, update_interval=16, window=8, hop=4)
 RICH = NAMMConfig(
@@ -66,11 +67,12 @@ def compare(
     settled: object,
     between: str | None,
     seed: int,
+    names: tuple[str, str] = ("padded", "loops"),
 ) -> None:
     """Feed both engines the same, in a batch that may be padded on the left, and look at them after every call."""
     rows, heads, group = shape
     generator = torch.Generator().manual_seed(seed)
-    engines = [Layers(policy, engine, form) for engine in ("padded", "loops")]
+    engines = [Layers(policy, engine, form) for engine in names]
     mask = None
     if any(left[:rows]):
         calls = [31, *calls]
@@ -123,6 +125,7 @@ def test_padded_does_what_loops_do(shape, calls, left, kind, rich, softcap, with
 
 RULES = {
     "h2o": lambda across: H2O(0.3, 16, across=across),
+    "snapkv": lambda across: SnapKV(0.5, 16, 5, 3, across=across),
     "tova": lambda across: TOVA(9, 16, across=across),
     "l2": lambda across: L2(0.4, 16, 1, across=across),
     "streaming": lambda across: Streaming(12, 16, across=across),
@@ -151,12 +154,12 @@ def test_a_policy_that_decides_head_by_head_gets_loops_and_is_told(tiny: PreTrai
     class Memory(NAMMPolicy):
         pass
 
-    for policy in (Own(0.5), Memory(NAMM()), SnapKV(0.5)):
+    for policy in (Own(0.5), Memory(NAMM()), KeyDiff(0.5)):
         with pytest.warns(UserWarning, match="decides head by head, so the engine is 'loops'") as told:
             cache = MemoryCache(tiny, policy, engine="padded")
         assert len(told) == 1 and isinstance(cache.layers[0].engine, Loops)
-    with pytest.raises(ValueError, match="engine must be one of loops, padded, got 'ragged'"):
-        MemoryCache(tiny, NAMM(), engine="ragged")
+    with pytest.raises(ValueError, match="engine must be one of loops, padded, ragged, got 'paged'"):
+        MemoryCache(tiny, NAMM(), engine="paged")
 
 
 @torch.no_grad()

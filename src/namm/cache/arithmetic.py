@@ -188,8 +188,12 @@ def refuse_infinite(output: Tensor, heads: int, layer: int, rows: Sequence[int],
     if not math.isfinite(float(torch.linalg.vector_norm(output, torch.inf))):
         wrong = ~torch.isfinite(output).all(-1).all(-1).unflatten(1, (heads, -1)).all(-1)
         number, head = wrong.nonzero()[0].tolist()
-        raise ValueError(
-            f"layer {layer}, batch row {rows[number]}, KV head {head}: attention gave NaN or infinity in the "
-            f"{output.shape[2]} tokens before token {seen[rows[number]]}; a policy can't judge such values (try "
-            "another dtype)"
-        )
+        raise infinite(layer, rows[number], head, output.shape[2], seen[rows[number]])
+
+
+def infinite(layer: int, row: int, head: int, tokens: int, seen: int) -> ValueError:
+    """The error of attention that gave NaN or infinity in a block of so many tokens, the last of which were seen."""
+    return ValueError(
+        f"layer {layer}, batch row {row}, KV head {head}: attention gave NaN or infinity in the {tokens} tokens before "
+        f"token {seen}; a policy can't judge such values (try another dtype)"
+    )

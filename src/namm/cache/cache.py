@@ -49,7 +49,9 @@ class MemoryCache(Cache):
         policy: a `Policy`, or a `NAMM` to be used as it is.
         engine: "loops" goes head by head, and holds and computes nothing that is not there; "padded" takes all heads
             and batch rows of a layer at once, padded to the longest head, so that a step is a few operations at any
-            number of them. Both keep the same tokens. A policy that decides head by head gets "loops", with a warning.
+            number of them; "ragged" does so with Triton kernels, for GPUs (the extra ``ragged``). All keep the same
+            tokens. A policy that decides head by head gets "loops", and what there is no kernel for "padded", with a
+            warning.
         bits: of keys and values that are decided on, 4 or 8, see `namm.cache.packed`; None: as the model has them.
 
     Raises:
@@ -77,9 +79,9 @@ class MemoryCache(Cache):
                 f"and not below its carry ({policy.carry})"
             )
         self.policy, self.bits = policy, bits
-        self.engine, made = engine_of(engine, policy, bits)
-        self.padding = Padding()
         model = served_model(model)
+        self.engine, made = engine_of(engine, policy, model, bits)
+        self.padding = Padding()
         types, arguments = layer_kinds(model.config, type(model).__name__)
         self.loan = loan_of(model)
         if getattr(getattr(model, "generation_config", None), "use_cache", None) is False:

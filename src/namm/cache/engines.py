@@ -6,19 +6,23 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 
+from transformers import PreTrainedModel
+
 from namm.cache.engine import Engine
 from namm.cache.loops import Loops
 from namm.cache.packed import BITS
 from namm.cache.padded import Padded
+from namm.cache.ragged.serves import check_device, lacks, ragged
 from namm.models.rope import Rotary
 from namm.policies.base import Policy
 
 Maker = Callable[[Policy, int, Rotary | None], Engine]
-ENGINES: dict[str, Maker] = {"loops": Loops, "padded": Padded}
+ENGINES: dict[str, Maker] = {"loops": Loops, "padded": Padded, "ragged": ragged}
 
 
-def engine_of(name: str, policy: Policy, bits: int | None = None) -> tuple[str, Maker]:
-    """The engine of that name, or "loops" where the policy takes no other, and its name.
+def engine_of(name: str, policy: Policy, model: PreTrainedModel, bits: int | None = None) -> tuple[str, Maker]:
+    """The engine of that name, or another one, with a warning, where it can't serve the policy or the model; and its
+    name.
 
     Raises:
         ValueError: if there is none of that name, or it does not pack to so many bits.
@@ -30,10 +34,15 @@ def engine_of(name: str, policy: Policy, bits: int | None = None) -> tuple[str, 
             f"{type(policy).__name__} decides head by head, so the engine is 'loops' and not {name!r}", stacklevel=3
         )
         name = "loops"
-    if bits is None:
-        return name, ENGINES[name]
-    if bits not in BITS or name != "loops":
-        raise ValueError(
-            f"bits must be one of {', '.join(map(str, BITS))} or None, with the engine 'loops'; got {bits!r}"
-        )
-    return name, partial(Loops, bits=bits)
+    if bits is not None:
+        if bits not in BITS or name != "loops":
+            raise ValueError(
+                f"bits must be one of {', '.join(map(str, BITS))} or None, with the engine 'loops'; got {bits!r}"
+            )
+        return name, partial(Loops, bits=bits)
+    if name == "ragged":
+        check_device(model.device)
+        if lacking := lacks(policy, model.dtype):
+            warnings.warn(f"the engine is 'padded' and not 'ragged', which has {lacking}", stacklevel=3)
+            name = "padded"
+    return name, ENGINES[name]

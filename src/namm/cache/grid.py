@@ -53,6 +53,10 @@ class GridStore:
         return made
 
     @property
+    def device(self) -> torch.device:
+        return self.columns["positions"].device
+
+    @property
     def slots(self) -> int:
         return self.columns["positions"].shape[2]
 
@@ -126,8 +130,17 @@ class GridStore:
         self.columns = {name: column.index_select(0, order.to(column.device)) for name, column in self.columns.items()}
         self.lengths = [list(self.lengths[row]) for row in order.tolist()]
 
-    def check(self) -> None:
-        """Raises AssertionError, naming the row and head, where an invariant does not hold."""
+    def row_columns(self, row: int) -> dict[str, Tensor]:
+        """Views ``[heads * slots, ...]`` of all slots of a row."""
+        return {name: column[row].flatten(0, 1) for name, column in self.columns.items()}
+
+    def row_bytes(self, row: int, *names: str) -> int:
+        """Bytes of a row's slots of the named columns (all if none is named)."""
+        columns = [self.columns[name] for name in names or self.columns]
+        return sum(column[row].numel() * column.element_size() for column in columns)
+
+    def check(self, seen: Sequence[int]) -> None:
+        """Raises AssertionError, naming the row and head, where an invariant does not hold of rows that saw so much."""
         for row, lengths in enumerate(self.lengths):
             for head, length in enumerate(lengths):
                 place = f"row {row}, head {head}"

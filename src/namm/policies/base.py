@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from namm.policies.grid import Grid, best_of, pooled_grids, refuse_nan_in
+from namm.policies.grid import NO_LIMIT, Grid, Places, chosen, refuse_nan_in, shared_places
 from namm.policies.head import Head, Segments
 from namm.policies.pool import ACROSS, SAFEGUARD, pooled, refuse_nan, top
 from namm.support.tensors import Column
@@ -86,6 +85,20 @@ class Policy:
         return [self.keep(head) for head in heads]
 
 
+@dataclass(frozen=True)
+class Received:
+    """A column that holds what tokens were paid by the queries that a rule looks at, mean over the group.
+
+    Attributes:
+        column: its name. adds: to what it held before; the mean over the queries takes its place where not.
+        pool: the largest over so many neighbours counts.
+    """
+
+    column: str
+    adds: bool = False
+    pool: int = 1
+
+
 @dataclass
 class BudgetPolicy(Policy):
     """A rule with a budget: a score for every token, and some of the newest that stay in any case.
@@ -144,8 +157,13 @@ class BudgetPolicy(Policy):
         """`scores` of many heads at once, ``[rows, heads, tokens]``; anything where there is no token."""
         raise TypeError(f"{type(self).__name__} must define scores_grid(grid)")
 
+    @property
+    def received(self) -> Received | None:
+        """What `observe` makes of attention, if it is no more than that."""
+        return None
+
     def observe_grid(self, grid: Grid, attention: Tensor | None, end: int) -> None:
-        """`observe` of many heads at once.
+        """`observe` of many heads at once; if it is no more than `received` tells, engines may do without it.
 
         Args:
             grid: with columns ``[rows, heads, slots, ...]``, which hold nothing from the slot `end` on.
@@ -157,23 +175,32 @@ class BudgetPolicy(Policy):
         scores = [self.scores_grid(grid) for grid in grids]
         if self.across != "head":
             for grid, own in zip(grids, scores, strict=True):
-                refuse_nan_in(grid, own, f"the rule {self.name!r}", "")
-            return pooled_grids(grids, scores, self.across, self.allowed, self.recent, safeguard=self.safeguard)
-        return [self._best(grid, own) for grid, own in zip(grids, scores, strict=True)]
+                refuse_nan_in(grid, own, *self.judge)
+        return chosen(grids, scores, self.places(grids))
 
-    def _best(self, grid: Grid, scores: Tensor) -> Tensor:
-        """`keep` of many heads at once."""
-        bounds = []
-        for head in map(grid.head, range(len(grid.rows))):
-            count = max(1, round(self.allowed(head, head.seen)))
-            bounds.append((count, min(count, max(1, head.undecided, self.recent(head, count)))))
-        return best_of(scores, grid.there, *torch.tensor(bounds, device=scores.device).T)
+    def places(self, grids: Sequence[Grid]) -> Places:
+        """How many tokens of these grids stay, whatever their scores."""
+        if self.across != "head":
+            return shared_places(grids, self.across, self.allowed, self.recent, safeguard=self.safeguard)
+        bounds: list[list[tuple[int, int, int]]] = []
+        for grid in grids:
+            bounds.append([])
+            for head in map(grid.head, range(len(grid.rows))):
+                count = max(1, round(self.allowed(head, head.seen)))
+                certain = min(count, max(1, head.undecided, self.recent(head, count)))
+                bounds[-1].append((certain, count, NO_LIMIT))
+        return Places(bounds)
+
+    @property
+    def judge(self) -> tuple[str, str]:
+        """Who scored, and what more may be wrong, for an error."""
+        return f"the rule {self.name!r}", ""
 
     def select(self, heads: Sequence[Head]) -> list[Tensor]:
         if self.across == "head":
             return super().select(heads)
         scores = [self.scores(head) for head in heads]
-        refuse_nan(heads, scores, f"the rule {self.name!r}", "")
+        refuse_nan(heads, scores, *self.judge)
         return pooled(heads, scores, self.across, self.allowed, self.recent, safeguard=self.safeguard)
 
 

@@ -51,7 +51,7 @@ class Grid:
 
     @property
     def heads(self) -> int:
-        return self.positions.shape[1]
+        return len(self.lengths[0])
 
     @property
     def counts(self) -> Tensor:
@@ -127,53 +127,94 @@ def ranks(scores: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(-1, order, places)
 
 
-def pooled_grids(
+NO_LIMIT = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Places:
+    """How many tokens stay of heads that are decided on at one moment, as far as no score has a say in it.
+
+    Attributes:
+        bounds: of each grid, for each of its rows: how many of the newest tokens stay in any case; how many stay in any
+            case, these among them, the best of the others; and how many may stay, but for the newest.
+        left: of each grid, or of all together, for each row: how many more of its heads' tokens stay, the best of those
+            that may; None: as many as reach `least`, or none where that is None too.
+        least: score.
+    """
+
+    bounds: Sequence[Sequence[tuple[int, int, int]]]
+    left: Sequence[Sequence[int]] | None = None
+    least: float | None = None
+
+
+def shared_places(
     grids: Sequence[Grid],
-    scores: Sequence[Tensor],
     across: str,
     allowed: Callable[[Head, int], float],
     recent: Callable[[Head, int], int],
     limit: Callable[[Head], int] | None = None,
     safeguard: float = SAFEGUARD,
-) -> list[Tensor]:
-    """`namm.policies.pool.pooled` of grids; batch rows never share a budget.
+) -> Places:
+    """Where heads share a budget, as `namm.policies.pool.pooled` has it; batch rows never do.
 
     Args:
-        grids: of the same rows. scores: of each ``[rows, heads, tokens]``.
+        grids: of the same rows.
         across, allowed, recent, safeguard: as for `pooled`.
         limit: of a head, how many of its tokens may stay, but for those that are certain.
-
-    Returns:
-        ``[rows, heads, tokens]`` bool of each grid.
     """
-    if across == "layer" and len(grids) > 1:
-        return [
-            pooled_grids([grid], [own], across, allowed, recent, limit, safeguard)[0]
-            for grid, own in zip(grids, scores, strict=True)
-        ]
+    bounds: list[list[tuple[int, int, int]]] = []
+    left: list[list[int]] = []
+    for together in [[grid] for grid in grids] if across == "layer" else [grids]:
+        rows = range(len(together[0].rows))
+        totals, held, heads = [0.0 for _ in rows], [0 for _ in rows], sum(grid.heads for grid in together)
+        for grid in together:
+            bounds.append([])
+            for number in rows:
+                head = grid.head(number)
+                alone = across == "model" and not grid.whole
+                share = share_alone(head, grid.heads, allowed) if alone else allowed(head, head.seen)
+                places = max(1, int(share))
+                certain = max(1, head.undecided, min(recent(head, places), places))
+                most = NO_LIMIT if limit is None else limit(head)
+                floor = max(certain, min(round(safeguard * share), most))
+                bounds[-1].append((certain, floor, max(certain, most)))
+                totals[number] += share * grid.heads
+                held[number] += sum(min(length, floor) for length in grid.lengths[number])
+        left.append([max(heads, round(total)) - own for total, own in zip(totals, held, strict=True)])
+    return Places(bounds, left)
+
+
+def chosen(grids: Sequence[Grid], scores: Sequence[Tensor], places: Places) -> list[Tensor]:
+    """``[rows, heads, tokens]`` bool of each grid, True for tokens that stay, by scores ``[rows, heads, tokens]``."""
+    keep, rest = [], []
+    for grid, own, bounds in zip(grids, scores, places.bounds, strict=True):
+        newest, floors, most = torch.tensor(bounds, device=own.device).T
+        limited = min(bound[2] for bound in bounds) < own.shape[2]
+        best = best_of(own, grid.there, most, newest) if limited else grid.there
+        if places.least is not None:
+            stays = grid.there & (own >= places.least)
+            stays[..., -1] = True
+            keep.append(torch.where(stays.sum(-1, keepdim=True) > most[:, None, None], best, stays))
+        else:
+            keep.append(best_of(own, grid.there, floors, newest))
+            rest.append(best ^ keep[-1])
+    if places.left is None:
+        return keep
+    if len(places.left) > 1:
+        each = zip(grids, scores, keep, rest, places.left, strict=True)
+        return [_with_best([grid], [own], [sure], [open_], left)[0] for grid, own, sure, open_, left in each]
+    return _with_best(grids, scores, keep, rest, places.left[0])
+
+
+def _with_best(
+    grids: Sequence[Grid], scores: Sequence[Tensor], keep: Sequence[Tensor], rest: Sequence[Tensor], left: Sequence[int]
+) -> list[Tensor]:
+    """What is kept, and of the rest of all grids the best, so many of each row."""
     device = scores[0].device
-    totals = [0.0] * len(grids[0].rows)
-    keep, rest, running = [], [], []
-    for grid, own in zip(grids, scores, strict=True):
-        bounds = []
-        for number in range(len(grid.rows)):
-            head = grid.head(number)
-            alone = across == "model" and not grid.whole
-            share = share_alone(head, grid.heads, allowed) if alone else allowed(head, head.seen)
-            places = max(1, int(share))
-            certain = max(1, head.undecided, min(recent(head, places), places))
-            most = limit(head) if limit is not None else own.shape[2]
-            bounds.append((max(certain, min(round(safeguard * share), most)), certain, max(certain, most)))
-            totals[number] += share * grid.heads
-        floors, newest, most = torch.tensor(bounds, device=own.device).T
-        keep.append(best_of(own, grid.there, floors, newest))
-        rest.append((grid.there if limit is None else best_of(own, grid.there, most, newest)) ^ keep[-1])
-        running.append(torch.where(rest[-1], own, -torch.inf).flatten(1).to(device))
-    heads = sum(grid.heads for grid in grids)
-    left = torch.tensor([max(heads, round(total)) for total in totals], device=device)
-    for own in keep:
-        left = left - own.sum((1, 2)).to(device)
-    won = ranks(torch.cat(running, dim=1)) < left[:, None]
+    running = [
+        torch.where(open_, own, -torch.inf).flatten(1).to(device) for own, open_ in zip(scores, rest, strict=True)
+    ]
+    won = ranks(torch.cat(running, dim=1)) < torch.tensor(left, device=device)[:, None]
     parts = won.split([own[0].numel() for own in keep], dim=1)
     return [
         own | (open_ & part.to(own.device).view_as(own)) for own, open_, part in zip(keep, rest, parts, strict=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from namm.policies.base import BudgetPolicy
+from namm.policies.base import BudgetPolicy, Received
 from namm.policies.grid import Grid
 from namm.policies.head import Head
 from namm.support.tensors import Column, column_sum
@@ -34,6 +34,11 @@ class H2O(BudgetPolicy):
 
     def scores(self, head: Head) -> Tensor:
         return head.columns["mass"]
+
+    @property
+    def received(self) -> Received:
+        """What `observe` makes of attention."""
+        return Received("mass", adds=True)
 
     def observe_grid(self, grid: Grid, attention: Tensor | None, end: int) -> None:
         """`observe` of many heads at once."""

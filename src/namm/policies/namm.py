@@ -13,7 +13,16 @@ from namm.memory import NAMM
 from namm.memory.features import observe, observe_padded, observed
 from namm.memory.influence import MINIMUM_REST, score_of
 from namm.policies.base import REHEARSED, Policy, check_budget, check_count, check_kept, tokens_of, tokens_within
-from namm.policies.grid import Grid, all_have_room, best_of, pooled_grids, refuse_nan_in, with_newest
+from namm.policies.grid import (
+    NO_LIMIT,
+    Grid,
+    Places,
+    all_have_room,
+    chosen,
+    refuse_nan_in,
+    shared_places,
+    with_newest,
+)
 from namm.policies.head import Head, Segments
 from namm.policies.pool import groups, has_room, pooled, refuse_nan, top
 from namm.support.tensors import Column
@@ -110,36 +119,40 @@ class NAMMPolicy(Policy):
     def select_grids(self, grids: Sequence[Grid]) -> list[Tensor] | None:
         """`select` of all heads of grids of the same rows: ``[rows, heads, tokens]`` bool, True for tokens only, the
         newest one of every head among them; None: all stay."""
+        places = self.places(grids)
+        return None if places is None else chosen(grids, [self._scores_of(grid) for grid in grids], places)
+
+    def places(self, grids: Sequence[Grid]) -> Places | None:
+        """How many tokens of these grids stay, whatever their scores; None: all."""
         if self.trims and self.cap is None and all_have_room(grids, self._allowed):
             return None
         limit = None if self.cap is None else partial(tokens_within, self.cap)
-        scores = [self._scores_of(grid) for grid in grids]
         if self.share is not None:
-            return pooled_grids(grids, scores, self.across, self._allowed, lambda *_: 1, limit, LEAST)
-        keep = []
-        for grid, own in zip(grids, scores, strict=True):
-            stays = grid.there & (own + (self.offset or 0.0) >= 0)
-            stays[..., -1] = True
-            if limit is not None:
-                most = torch.tensor([limit(grid.head(number)) for number in range(len(grid.rows))], device=own.device)
-                best = best_of(own, grid.there, most, torch.ones_like(most))
-                stays = torch.where(stays.sum(-1, keepdim=True) > most[:, None, None], best, stays)
-            keep.append(stays)
-        return keep
+            return shared_places(grids, self.across, self._allowed, lambda *_: 1, limit, LEAST)
+        most = [
+            [NO_LIMIT if limit is None else limit(grid.head(number)) for number in range(len(grid.rows))]
+            for grid in grids
+        ]
+        return Places([[(1, 1, own) for own in rows] for rows in most], least=-(self.offset or 0.0))
+
+    @property
+    def judge(self) -> tuple[str, str]:
+        """Who scored, and what more may be wrong, for an error."""
+        return "the memory", WILD
 
     def _scores_of(self, grid: Grid) -> Tensor:
         """`score` of all heads of a grid, ``[rows, heads, tokens]``."""
         asked = grid.without(grid.undecided) if any(grid.undecided) else grid
-        memory, counts, positions = self._memory_on(grid.positions.device), asked.counts, asked.positions
+        memory, counts, positions = self.memory_on(grid.positions.device), asked.counts, asked.positions
         seen = observed(asked.columns, memory.config, counts)
         scores = memory.scores(memory.features(seen, positions[..., -1:] - positions, counts))
         scores = torch.where(asked.there, self._with_rehearsal(asked, scores), 0.0)
-        refuse_nan_in(asked, scores, "the memory", WILD)
+        refuse_nan_in(asked, scores, *self.judge)
         return with_newest(scores, grid.undecided, grid.positions.shape[2], 0.0) if asked is not grid else scores
 
     def features(self, head: Head) -> Tensor:
         """``[tokens, features]``, from a head's columns alone."""
-        memory = self._memory_on(head.positions.device)
+        memory = self.memory_on(head.positions.device)
         return memory.features(observed(head.columns, memory.config), head.positions[-1] - head.positions)
 
     def score(self, heads: Sequence[Head]) -> list[Tensor]:
@@ -150,7 +163,7 @@ class NAMMPolicy(Policy):
         for numbers in together(decided):
             features = torch.cat([self.features(decided[number]) for number in numbers])
             lengths = [decided[number].tokens for number in numbers]
-            scores = self._memory_on(features.device).scores(features, lengths)
+            scores = self.memory_on(features.device).scores(features, lengths)
             for number, own in zip(numbers, scores.split(lengths), strict=True):
                 found[number][: len(own)] = own
         found = [self._with_rehearsal(head, own) for head, own in zip(heads, found, strict=True)]
@@ -163,7 +176,7 @@ class NAMMPolicy(Policy):
         if self._keeps_all(heads):
             return [torch.ones(head.tokens, dtype=torch.bool, device=head.positions.device) for head in heads]
         scores = self.score(heads)
-        refuse_nan(heads, scores, "the memory", WILD)
+        refuse_nan(heads, scores, *self.judge)
         keep = self.choose(heads, scores)
         self.note(heads, scores, keep)
         return keep
@@ -224,7 +237,7 @@ class NAMMPolicy(Policy):
         known = score_of(paid / (1 - paid).clamp_min(MINIMUM_REST), *self.memory.config.influence)
         return torch.where(paid > 0, torch.maximum(scores, known), scores)
 
-    def _memory_on(self, device: torch.device) -> NAMM:
+    def memory_on(self, device: torch.device) -> NAMM:
         """The memory on a layer's device; a model may be spread over several, and parameters may be replaced."""
         if self.memory.flat.device == device:
             return self.memory

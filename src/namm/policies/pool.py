@@ -28,8 +28,13 @@ def top(scores: Tensor, count: int, recent: int = 0) -> Tensor:
     keep = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     older = len(scores) - recent
     keep[older:] = True
-    keep[scores[:older].topk(count - recent).indices] = True
+    keep[ranked(scores[:older])[: count - recent]] = True
     return keep
+
+
+def ranked(scores: Tensor) -> Tensor:
+    """Indices of scores ``[n]`` from the highest on; of equal ones the first comes first, in every engine."""
+    return scores.argsort(descending=True, stable=True)
 
 
 def best(
@@ -60,7 +65,7 @@ def best(
     running = torch.cat([own[open_].to(device) for own, open_ in zip(scores, rest, strict=True)])
     won = torch.zeros(running.shape, dtype=torch.bool, device=device)
     places = total - sum(int(own.sum()) for own in keep)
-    won[running.topk(min(max(0, places), len(running))).indices] = True
+    won[ranked(running)[: max(0, places)]] = True
     for own, open_, part in zip(keep, rest, won.split([int(o.sum()) for o in rest]), strict=True):
         own[open_] = part.to(own.device)
     return keep
@@ -143,7 +148,12 @@ def refuse_nan(heads: Sequence[Head], scores: Sequence[Tensor], judge: str, reas
     """Raises ValueError for a score of NaN, which says nothing of its token, naming the head and who scored it."""
     for head, own in zip(heads, scores, strict=True):
         if own.isnan().any():
-            raise ValueError(
-                f"{judge} scores tokens of layer {head.layer}, KV head {head.index}, as NaN: the model's attention "
-                f"overflows its dtype{reason}; load the model in bfloat16 or float32"
-            )
+            raise not_a_number(head.layer, head.index, judge, reason)
+
+
+def not_a_number(layer: int, head: int, judge: str, reason: str) -> ValueError:
+    """The error of a score of NaN."""
+    return ValueError(
+        f"{judge} scores tokens of layer {layer}, KV head {head}, as NaN: the model's attention overflows its dtype"
+        f"{reason}; load the model in bfloat16 or float32"
+    )

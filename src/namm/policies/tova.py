@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from namm.policies.base import BudgetPolicy
+from namm.policies.base import BudgetPolicy, Received
 from namm.policies.grid import Grid
 from namm.policies.head import Head
 from namm.support.tensors import Column
@@ -21,6 +21,11 @@ class TOVA(BudgetPolicy):
     def observe(self, head: Head) -> None:
         assert head.attention is not None
         head.columns["votes"].copy_(head.attention[-1].float())
+
+    @property
+    def received(self) -> Received:
+        """What `observe` makes of attention."""
+        return Received("votes")
 
     def observe_grid(self, grid: Grid, attention: Tensor | None, end: int) -> None:
         """`observe` of many heads at once."""

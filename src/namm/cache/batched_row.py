@@ -1,4 +1,4 @@
-"""One batch row of a layer that holds all of them in one tensor, as others may ask for it."""
+"""One batch row of a layer that holds all of them in one store, as others may ask for it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from namm.cache.padded import Padded
+    from namm.cache.batched import Batched
 
 
 @dataclass(frozen=True)
-class PaddedRow:
+class BatchedRow:
     """A view of one row; see `namm.cache.engine.HeldRow`."""
 
-    engine: Padded
+    engine: Batched
     index: int
 
     @property
-    def store(self) -> PaddedRow:
+    def store(self) -> BatchedRow:
         return self
 
     @property
@@ -46,16 +46,19 @@ class PaddedRow:
 
     @property
     def lengths(self) -> list[int]:
-        return self.engine.store.lengths[self.index]
+        found: list[int] = self.engine.store.lengths[self.index]
+        return found
 
     @property
     def columns(self) -> Mapping[str, Tensor]:
-        """``[heads * slots, ...]``."""
-        return {name: column[self.index].flatten(0, 1) for name, column in self.engine.store.columns.items()}
+        """``[slots, ...]`` with all slots of the row."""
+        found: Mapping[str, Tensor] = self.engine.store.row_columns(self.index)
+        return found
 
     def head(self, head: int) -> dict[str, Tensor]:
         """Views of a head's tokens, oldest first."""
-        return self.engine.store.head(self.index, head)
+        found: dict[str, Tensor] = self.engine.store.head(self.index, head)
+        return found
 
     def room(self, tokens: int) -> int:
         """How many of so many new tokens fit into the running block."""
@@ -64,14 +67,13 @@ class PaddedRow:
 
     def note(self, column: str, newest: Tensor) -> None:
         """Write to a column of the policy's what the newest tokens have, ``[KV heads, tokens]``."""
-        store = self.engine.store
-        store.make_writable(state=True)
-        store.columns[column][self.index, :, store.end - newest.shape[1] : store.end] = newest
+        self.engine.store.make_writable(state=True)
+        for head, found in enumerate(newest):
+            self.head(head)[column][-len(found) :] = found
 
     def nbytes(self, *names: str) -> int:
         """Bytes of this row's slots of the named columns (all if none is named)."""
-        columns = self.columns
-        return sum(columns[name].numel() * columns[name].element_size() for name in names or columns)
+        return int(self.engine.store.row_bytes(self.index, *names))
 
     def shared_bytes(self) -> int:
         """Of these, what other rows hold as well: nothing."""
@@ -79,8 +81,8 @@ class PaddedRow:
 
     def token_bytes(self, *names: str) -> int:
         """Bytes of one token in the named columns."""
-        columns = self.engine.store.columns
-        return sum(math.prod(columns[name].shape[3:]) * columns[name].element_size() for name in names)
+        columns = self.columns
+        return sum(math.prod(columns[name].shape[1:]) * columns[name].element_size() for name in names)
 
     def least_bytes(self) -> int:
         """Bytes that keys and values of the tokens need at least."""
@@ -88,17 +90,17 @@ class PaddedRow:
 
     def query_bytes(self) -> int:
         """Bytes of the queries held."""
-        return self.engine.pending.row_bytes()
+        return self.engine.query_bytes()
 
     def check(self) -> None:
         """Raises AssertionError where an invariant does not hold."""
         engine = self.engine
         assert not engine.due, f"rows {sorted(engine.due)} wait for a decision"
         if self.index == 0:
-            engine.store.check()
+            engine.store.check(engine.seen)
         interval, limit = engine.policy.update_interval, engine.policy.queries
         unfinished = self.fresh if interval and limit != 0 else 0
-        assert engine.pending.held.pending >= min(unfinished, limit or unfinished), "queries were lost"
+        engine.check_queries(self.index, min(unfinished, limit or unfinished))
         for h, length in enumerate(self.lengths):
             positions = self.head(h)["positions"]
             newest = int(positions[-1]) if length else -1

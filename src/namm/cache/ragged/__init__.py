@@ -1,0 +1,1 @@
+"""The engine for GPUs: ragged storage of a layer, and Triton kernels; needs the extra ``ragged``."""
