@@ -70,8 +70,11 @@ def compile_kernels(dtype_name: str) -> dict[str, dict[str, Any]]:
     generator = torch.Generator().manual_seed(0)
     for policy in (NAMMPolicy(NAMM(UNIVERSAL), kept=0.25), SnapKV(0.5)):
         layers = Layers(policy, "ragged", AttentionForm(128**-0.5), count=1)
-        for tokens in (256, 1):
+        for tokens in (256, 1, 31):
             layers.feed([[t.to(dtype) for t in own] for own in random_tokens(1, 8, 4, tokens, 128, 1, generator)])
+        held: Any = layers.layers[0].engine
+        held.stale.add(0)  # as if it had forgotten what the last queries saw
+        layers.settle(None)
     return found
 
 
