@@ -79,7 +79,7 @@ def main() -> None:
         for strategy in arguments.strategies or dict.fromkeys([config.strategy, "random"]):
             settings = replace(config, seed=seed, strategy=strategy)
             search = partial(searched, settings, loaded, own, scorer, arguments)
-            results.row(search, seed=seed, strategy=strategy, config=arguments.config)
+            results.row(search, seed=seed, strategy=strategy, config=Path(arguments.config).name)
     results.write()
 
 
