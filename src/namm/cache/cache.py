@@ -48,10 +48,9 @@ class MemoryCache(Cache):
             borrows its attention for the moments in which it attends (see `namm.cache.loan`).
         policy: a `Policy`, or a `NAMM` to be used as it is.
         engine: "loops" goes head by head, and holds and computes nothing that is not there; "padded" takes all heads
-            and batch rows of a layer at once, padded to the longest head, so that a step is a few operations at any
-            number of them; "ragged" does so with Triton kernels, for GPUs (the extra ``ragged``). All keep the same
-            tokens. A policy that decides head by head gets "loops", and what there is no kernel for "padded", with a
-            warning.
+            and batch rows of a layer at once, padded to the longest head; "ragged" does so with Triton kernels, for
+            GPUs. All keep the same tokens. A policy that decides head by head gets "loops", and what there is no kernel
+            for "padded", with a warning.
         bits: of keys and values that are decided on, 4 or 8, see `namm.cache.packed`; None: as the model has them.
 
     Raises:
@@ -273,10 +272,7 @@ class MemoryCache(Cache):
         return collect(self.layers)
 
     def positions(self) -> list[list[list[Tensor]]]:
-        """Which tokens are held: ``[layer][batch row][head]``, each ``[tokens]`` int32, rising.
-
-        The layers are those of `CacheStats.layers`.
-        """
+        """Which tokens are held: ``[layer][batch row][head]``, each ``[tokens]`` int32, rising; of `CacheStats.layers`."""
         return [
             [[row.store.head(h)["positions"].clone() for h in range(row.store.heads)] for row in layer.rows]
             for layer in self._forgetting

@@ -90,7 +90,8 @@ class Received:
     """A column that holds what tokens were paid by the queries that a rule looks at, mean over the group.
 
     Attributes:
-        column: its name. adds: to what it held before; the mean over the queries takes its place where not.
+        column: its name.
+        adds: to what it held before; the mean over the queries takes its place where not.
         pool: the largest over so many neighbours counts.
     """
 

@@ -15,7 +15,8 @@ class Ring:
     """The query of the token at position p is at the place ``p % capacity``: nothing moves when a block ends.
 
     Attributes:
-        capacity: places. carry: queries before the last update that are still asked for.
+        capacity: places.
+        carry: queries before the last update that are still asked for.
         queries: ``[segments, capacity, group, width]``.
         normalisers: ``[segments, capacity, group]`` float32, to the base 2; infinite for queries that never were or
             were hidden.

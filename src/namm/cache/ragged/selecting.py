@@ -21,7 +21,8 @@ class Asked:
     """What a layer is asked about: rows that are not due, and newest tokens that are left out, stay as they are.
 
     Attributes:
-        grid: the rows that are due. left_out: how many of the newest tokens of each of these are not asked about.
+        grid: the rows that are due.
+        left_out: how many of the newest tokens of each of these are not asked about.
         asked: of each segment, how many of its oldest tokens the policy is asked about.
         judged: how many of these it is to score; the others stay in any case.
     """
@@ -53,7 +54,8 @@ class Selected:
     """What stays of a layer.
 
     Attributes:
-        lengths: of each head of each row. sources: ``[slots]`` int32, see `RaggedStore.move`.
+        lengths: of each head of each row.
+        sources: ``[slots]`` int32, see `RaggedStore.move`.
         health: of each segment, see `namm.cache.ragged.kernels`.
     """
 
