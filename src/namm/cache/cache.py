@@ -272,7 +272,7 @@ class MemoryCache(Cache):
         return collect(self.layers)
 
     def positions(self) -> list[list[list[Tensor]]]:
-        """Which tokens are held: ``[layer][batch row][head]``, each ``[tokens]`` int32, rising; of `CacheStats.layers`."""
+        """Which tokens are held: ``[layer][row][head]``, each ``[tokens]`` int32, rising, as in `CacheStats.layers`."""
         return [
             [[row.store.head(h)["positions"].clone() for h in range(row.store.heads)] for row in layer.rows]
             for layer in self._forgetting
