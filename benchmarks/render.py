@@ -124,7 +124,7 @@ SECTIONS = (
     ),
     Section(
         "bits",
-        lambda found: f"Fewer bits: {on(found)}",
+        lambda found: f"Fewer bits after {max(unique(found['rows'], 'tokens')):,} tokens: {on(found)}",
         "Keys and values of tokens that are decided on, held in 8 or 4 bits; 16 are the model's own. Bytes are all "
         "that a cache holds, over a full cache's keys and values. The rise in loss is over that with 16 bits of the "
         "same passage, at the same kept fraction.",
