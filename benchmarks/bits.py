@@ -14,13 +14,12 @@ from typing import Any
 
 from loss import passages
 from measuring import Measurements, Row, Setup, load, made_with, parser
-from recall import sample_of
+from recall import parts_of, sample_of
 from rich.progress import track
 from torch import Tensor
 
-from namm.tasks import Sample, heldout_documents
+from namm.tasks import heldout_documents
 from namm.tasks.answering import read
-from namm.tasks.chat import chat_parts
 
 BITS = (16, 8, 4)
 
@@ -47,10 +46,7 @@ def main() -> None:
     prose = [document for document in documents if document.kind == "prose"]
     for seed in track(range(arguments.samples), "pass keys"):
         sample, _ = sample_of("pass_key", prose, setup.tokenizer, arguments.context, seed)
-        if arguments.chat:
-            asked = chat_parts(setup.tokenizer, sample.context, "", sample.question.lstrip())
-            sample = Sample(*asked, sample.answer)
-        context, question, answer = (part[0] for part in sample.token_ids(setup.tokenizer))
+        context, question, answer = (part[0] for part in parts_of(sample, setup.tokenizer, arguments.chat))
         compare(results, setup, (context, question, answer), arguments.kept, {"task": "pass key", "name": str(seed)})
     results.write()
 

@@ -39,6 +39,14 @@ def sample_of(task: str, haystack: list[Document], tokenizer: Any, tokens: int, 
     return sample, {"wording": name, "depth": depth}
 
 
+def parts_of(sample: Sample, tokenizer: Any, chat: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Context, question and answer, ``[1, tokens]`` each; in a chat the question begins the assistant's answer."""
+    if chat:
+        asked = chat_parts(tokenizer, sample.context, "", sample.question.lstrip())
+        sample = Sample(*asked, sample.answer)
+    return sample.token_ids(tokenizer)
+
+
 def main() -> None:
     options = parser(__doc__, "recall")
     options.add_argument("--text", type=Path, nargs="+", help="files or folders in place of the packaged texts")
@@ -75,10 +83,7 @@ def main() -> None:
         haystack = [document for document in documents if document.kind == kind]
         for seed in track(range(arguments.seed, arguments.seed + arguments.samples), f"{task}, {length} tokens"):
             sample, more = sample_of(task, haystack, setup.tokenizer, length, seed)
-            if arguments.chat:
-                asked = chat_parts(setup.tokenizer, sample.context, "", sample.question.lstrip())
-                sample = Sample(*asked, sample.answer)
-            parts = sample.token_ids(setup.tokenizer)
+            parts = parts_of(sample, setup.tokenizer, arguments.chat)
             what = {"task": task, "tokens": length, "seed": seed} | more | ({"chat": True} if arguments.chat else {})
             results.under_every_policy(partial(measure, parts), what, arguments)
     results.write()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import Gemma3TextConfig
-from transformers.models.gemma3 import Gemma3ForCausalLM
+from sliding import sliding
 
 from namm import NAMM, MemoryCache, NAMMConfig
 from namm.cache.branch import branch
@@ -13,23 +12,6 @@ from namm.policies import H2O, Full, NAMMPolicy, Streaming
 
 MEMORY = NAMM(NAMMConfig(update_interval=32, hidden=8))
 POLICIES = [Full(), H2O(0.3, 32), Streaming(0.25, 1), NAMMPolicy(MEMORY), NAMMPolicy(MEMORY, kept=0.25)]
-
-
-def sliding() -> Gemma3ForCausalLM:
-    torch.manual_seed(0)
-    config = Gemma3TextConfig(
-        vocab_size=200,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        sliding_window=24,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-        initializer_range=0.3,
-    )
-    return Gemma3ForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="module", params=["full", "sliding"])

@@ -100,6 +100,31 @@ def compare(
         same(*engines)
 
 
+def say_the_same(model: Any, engines: tuple[str, str], ids: torch.Tensor, mask: torch.Tensor, **options: Any) -> None:
+    """Generated under two engines, and what they hold then."""
+    said = []
+    for engine in engines:
+        cache = MemoryCache(model, policy_of("kept", True, 0), engine=engine)
+        output = model.generate(ids, attention_mask=mask, past_key_values=cache, **options)
+        cache.check()
+        cache.settle()
+        positions = [[h.tolist() for h in row] for layer in cache.positions() for row in layer]
+        said.append((output.tolist(), positions, cache.stats().seen))
+    assert said[0] == said[1]
+
+
+def note_the_same(model: Any, engines: tuple[str, str], ids: torch.Tensor) -> None:
+    """What two engines hold of a text that was rehearsed."""
+    held = []
+    for engine in engines:
+        policy = policy_of("kept", True, 0)
+        cache = MemoryCache(model, NAMMPolicy(policy.memory, kept=0.3, rehearsed=True), engine=engine)
+        cache.rehearse(ids, torch.tensor([5, 6]))
+        cache.check()
+        held.append([[h.tolist() for h in r] for layer in cache.positions() for r in layer])
+    assert held[0] == held[1]
+
+
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
 calls = st.lists(st.sampled_from([1, 1, 3, 16, 20, 40]), min_size=1, max_size=7)
 
@@ -169,28 +194,13 @@ def test_a_model_says_the_same(wild: PreTrainedModel, options: dict[str, Any]) -
     ids = torch.randint(3, 200, (2, 70), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     mask[0, :13] = 0
-    said = []
-    for engine in ("padded", "loops"):
-        cache = MemoryCache(wild, policy_of("kept", True, 0), engine=engine)
-        output = wild.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=40, **options)
-        cache.check()
-        cache.settle()
-        positions = [[h.tolist() for h in row] for layer in cache.positions() for row in layer]
-        said.append((output.tolist(), positions, cache.stats().seen))
-    assert said[0] == said[1]
+    say_the_same(wild, ("padded", "loops"), ids, mask, max_new_tokens=40, **options)
 
 
 @torch.no_grad()
 def test_a_rehearsal_notes_the_same(wild: PreTrainedModel) -> None:
     ids = torch.randint(3, 200, (2, 50), generator=torch.Generator().manual_seed(1))
-    held = []
-    for engine in ("padded", "loops"):
-        policy = policy_of("kept", True, 0)
-        cache = MemoryCache(wild, NAMMPolicy(policy.memory, kept=0.3, rehearsed=True), engine=engine)
-        cache.rehearse(ids, torch.tensor([5, 6]))
-        cache.check()
-        held.append([[h.tolist() for h in r] for layer in cache.positions() for r in layer])
-    assert held[0] == held[1]
+    note_the_same(wild, ("padded", "loops"), ids)
 
 
 def test_nan_and_infinity_are_refused_with_their_place() -> None:

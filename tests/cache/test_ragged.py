@@ -15,7 +15,7 @@ from engines import Layers, random_tokens
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from launches import Launches
-from test_padded import RULES, compare, policy_of, same
+from test_padded import RULES, compare, note_the_same, policy_of, same, say_the_same
 from transformers import PreTrainedModel
 
 from namm import NAMM, MemoryCache, NAMMConfig
@@ -143,28 +143,13 @@ def test_a_model_says_the_same_by_kernels(wild: PreTrainedModel) -> None:
     ids = torch.randint(3, 200, (2, 18), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     mask[0, :5] = 0
-    said = []
-    for engine in ENGINES:
-        cache = MemoryCache(wild, policy_of("kept", True, 0), engine=engine)
-        output = wild.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=2, num_beams=2)
-        cache.check()
-        cache.settle()
-        positions = [[h.tolist() for h in row] for layer in cache.positions() for row in layer]
-        said.append((output.tolist(), positions, cache.stats().seen))
-    assert said[0] == said[1]
+    say_the_same(wild, ENGINES, ids, mask, max_new_tokens=2, num_beams=2)
 
 
 @torch.no_grad()
 def test_a_rehearsal_notes_the_same_by_kernels(wild: PreTrainedModel) -> None:
     ids = torch.randint(3, 200, (1, 20), generator=torch.Generator().manual_seed(1))
-    held = []
-    for engine in ENGINES:
-        policy = policy_of("kept", True, 0)
-        cache = MemoryCache(wild, NAMMPolicy(policy.memory, kept=0.3, rehearsed=True), engine=engine)
-        cache.rehearse(ids, torch.tensor([5, 6]))
-        cache.check()
-        held.append([[h.tolist() for h in r] for layer in cache.positions() for r in layer])
-    assert held[0] == held[1]
+    note_the_same(wild, ENGINES, ids)
 
 
 def test_settling_outside_of_inference_mode(wild: PreTrainedModel) -> None:

@@ -15,7 +15,6 @@ from namm.cache.grid import FREE, GridStore, positions_of
 from namm.cache.padded_attention import attend_padded, excluding_free
 from namm.cache.padded_record import PaddedRecord
 from namm.cache.pending import Pending
-from namm.cache.split import unpacked
 from namm.policies.grid import Grid, with_newest
 
 
@@ -71,8 +70,8 @@ class Padded(Batched):
         return RowState(heads, queries, carried, normalisers, *told)
 
     def restore(self, states: Sequence[RowState]) -> None:
-        """Hold this and nothing else; what was packed is unpacked."""
-        self.store = GridStore.of([unpacked(state) for state in states], self.policy.state)
+        """Hold this and nothing else."""
+        self.store = GridStore.of([state.heads for state in states], self.policy.state)
         self.pending = Pending.of(states)
         self._told(states)
 

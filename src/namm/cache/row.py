@@ -194,10 +194,9 @@ class Row:
         return self.queries.nbytes()
 
     def clone(self) -> Row:
-        packing = None if self.packing is None else replace(self.packing)
-        return replace(
-            self, store=self.store.clone(), queries=self.queries.clone(), due=list(self.due), packing=packing
-        )
+        made = replace(self, store=self.store.clone(), queries=self.queries.clone(), due=list(self.due))
+        made.packing = None if self.packing is None else replace(self.packing)
+        return made
 
     def fork(self) -> Row:
         """A row that goes on by itself from here. Both share what is held now, until they are decided on."""
@@ -225,7 +224,8 @@ class Row:
     def own(self) -> TokenStore:
         """The store, its tokens shared with no other row and unpacked, as whoever writes or decides needs it."""
         if isinstance(self.store, SplitStore):
-            self.unpacked = self.store.held if isinstance(self.store.held, Packed) else None
+            if isinstance(self.store.held, Packed):
+                self.unpacked = self.store.held
             self.store = self.store.own()
         return self.store
 
@@ -296,5 +296,5 @@ class Row:
 
     def _head(self, head: int) -> Head:
         """One head as a policy sees it between two layers."""
-        columns = self.store.head(head)
-        return Head(self.layer, self.index, head, columns, self.seen, self.fresh, compared=self.compared, whole=False)
+        told = self.store.head(head), self.seen, self.fresh
+        return Head(self.layer, self.index, head, *told, compared=self.compared, whole=False)

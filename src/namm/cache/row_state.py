@@ -27,15 +27,13 @@ def state_of(row: Row) -> RowState:
 def row_of(
     state: RowState, policy: Policy, layer: int, index: int, rotary: Rotary | None, bits: int | None = None
 ) -> Row:
-    """A row that goes on from what another held; what was packed to other bits is unpacked until the next decision."""
+    """A row that goes on from what another held, with as many bits."""
     queries = Queries(state.pending.clone(), state.pending.shape[1], state.carried, state.normalisers)
     told, packing = (state.seen, state.updated, state.compared), packing_of(bits)
     row = Row(policy, layer, index, TokenStore.of(state.heads, policy.state), queries, *told)
     row.hid, row.rotary, row.packing = state.hid, rotary, packing
     if state.packed is not None:
         row.store = SplitStore(replace(state.packed, state=policy.state), TokenStore.of(state.heads, {}))
-        if packing is None or packing.bits != state.packed.bits:
-            row.own()
-        else:
-            packing.frame = state.packed.frame
+        assert packing is not None and packing.bits == state.packed.bits, "a file is read into a cache of its own bits"
+        packing.frame = state.packed.frame
     return row

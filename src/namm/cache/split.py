@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import torch
 from torch import Tensor
 
-from namm.cache.engine import RowState
 from namm.cache.packed import Packed
 from namm.cache.storage import TokenStore
 from namm.support.tensors import round_up
@@ -94,11 +91,3 @@ class SplitStore:
         self.held.check()
         self.since.check()
         assert len(set(self.since.lengths)) == 1, f"heads have {self.since.lengths} tokens of their own"
-
-
-def unpacked(state: RowState) -> Sequence[Mapping[str, Tensor]]:
-    """Columns of all tokens of each head of a row."""
-    if state.packed is None:
-        return state.heads
-    store = SplitStore(state.packed, TokenStore.of(state.heads, {}))
-    return [store.head(head) for head in range(store.heads)]

@@ -20,15 +20,12 @@ def generate(
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text, without the model's chat template.")] = False,
     model: options.ModelOption = options.DEFAULT_MODEL,
     memory: options.MemoryOption = options.DEFAULT_MEMORY,
-    policy: Annotated[str, typer.Option(help=f"One of {', '.join(options.POLICIES)}.")] = "namm",
+    policy: options.PolicyOption = "namm",
     kept: options.KeptOption = None,
     offset: Annotated[
         float | None, typer.Option(help="In place of --kept: added to the memory's scores; larger keeps more.")
     ] = None,
-    budget: Annotated[
-        float | None,
-        typer.Option(min=0.0, help="Tokens that are kept, mean over heads; of a rule also a fraction (0.25)."),
-    ] = None,
+    budget: options.BudgetOption = None,
     rehearse: options.RehearseOption = False,
     bits: options.BitsOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer at most.")] = 128,

@@ -51,6 +51,11 @@ RehearseOption = Annotated[
         help="The model repeats what it reads before the policy decides: a second pass over it.",
     ),
 ]
+PolicyOption = Annotated[str, typer.Option("--policy", help=f"One of {', '.join(POLICIES)}.")]
+BudgetOption = Annotated[
+    float | None,
+    typer.Option("--budget", min=0.0, help="Tokens that are kept, mean over heads; of a rule also a fraction (0.25)."),
+]
 BitsOption = Annotated[
     int | None,
     typer.Option("--bits", help="Hold keys and values in 8 or 4 bits once they are decided on."),

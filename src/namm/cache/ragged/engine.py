@@ -17,7 +17,6 @@ from namm.cache.ragged.ring import Ring
 from namm.cache.ragged.scoring import memory_scores, rule_scores
 from namm.cache.ragged.selecting import Asked, Selected, bounds_of, select
 from namm.cache.ragged.store import RaggedStore
-from namm.cache.split import unpacked
 from namm.policies import NAMMPolicy
 from namm.policies.base import BudgetPolicy
 from namm.policies.pool import not_a_number
@@ -168,7 +167,7 @@ class Ragged(Batched):
         keys, values = (first.heads[0][name].expand(1, len(first.heads), -1, -1) for name in ("keys", "values"))
         self._begin(first.pending.expand(len(states), *first.pending.shape), keys, values)
         self._told(states)
-        self.store.fill([unpacked(state) for state in states], self._room(), self.seen)
+        self.store.fill([state.heads for state in states], self._room(), self.seen)
         for row, state in enumerate(states if self.ring is not None else ()):
             assert self.ring is not None
             unknown = state.pending.new_zeros(state.pending.shape[:2], dtype=torch.float32)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from namm.cache.ragged.kernels.observation import paid_by
+from namm.cache.ragged.kernels.observation import held_at, paid_by
 
 FLOOR = tl.constexpr(1e-4)
 NEAR, FAR = tl.constexpr(16), tl.constexpr(128)
@@ -39,7 +39,7 @@ def birth(
     segment = tl.load(asked + tl.program_id(0))
     end, start = tl.load(table + 2 * segments + segment), tl.load(table + segment)
     gap = tl.load(table + 3 * segments + segment)
-    token, number, column = tl.arange(0, TOKENS), tl.arange(0, QUERIES), tl.arange(0, COLUMNS)
+    token, number = tl.arange(0, TOKENS), tl.arange(0, QUERIES)
     begin = tl.program_id(1) * TOKENS
     own = end - new + begin + token
     position = own + gap
@@ -60,12 +60,7 @@ def birth(
         index = place + tl.arange(0, KEYS)
         held = index < end
         slot = (start + index).to(tl.int64)
-        keys = tl.load(
-            held_keys + slot[:, None] * records + column[None, :],
-            mask=held[:, None] & (column < WIDTH)[None, :],
-            other=0.0,
-        )
-        positions = tl.load(held_positions + slot * position_records, mask=held, other=0)
+        keys, positions = held_at(held_keys, held_positions, records, position_records, slot, held, WIDTH, COLUMNS)
         each = paid_by(
             end - new + begin + gap, tl.minimum(TOKENS, new - begin), ring, ring_normalisers, segment, keys, positions,
             held, scale, softcap, GROUP, WIDTH, CAPPED, WIDEN, CAPACITY, QUERIES, COLUMNS,

@@ -10,6 +10,17 @@ MOST = tl.constexpr(4096.0)  # by which attention is multiplied in float16, whos
 
 
 @part
+def held_at(
+    held_keys, held_positions, records, position_records, slot, held, WIDTH: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Keys ``[slots, COLUMNS]`` and positions of the slots that are held, zeros for the others."""
+    column = tl.arange(0, COLUMNS)
+    mask = held[:, None] & (column < WIDTH)[None, :]
+    keys = tl.load(held_keys + slot[:, None] * records + column[None, :], mask=mask, other=0.0)
+    return keys, tl.load(held_positions + slot * position_records, mask=held, other=0)
+
+
+@part
 def paid_by(
     first,
     count,
@@ -91,12 +102,7 @@ def normalise(
         index = begin + tl.arange(0, KEYS)
         held = index < end
         slot = (start + index).to(tl.int64)
-        keys = tl.load(
-            held_keys + slot[:, None] * records + column[None, :],
-            mask=held[:, None] & (column < WIDTH)[None, :],
-            other=0.0,
-        )
-        positions = tl.load(held_positions + slot * position_records, mask=held, other=0)
+        keys, positions = held_at(held_keys, held_positions, records, position_records, slot, held, WIDTH, COLUMNS)
         seen = held[:, None] & (positions[:, None] <= position[None, :])
         logits = tl.where(seen, logits_of(keys, query, scale, softcap, CAPPED, WIDEN), NOTHING)
         now = tl.maximum(highest, tl.max(logits, 0))
@@ -153,13 +159,8 @@ def spectrogram(
     index = tl.program_id(1) * KEYS + tl.arange(0, KEYS)
     held = index < end
     slot = (start + index).to(tl.int64)
-    column, bin, number = tl.arange(0, COLUMNS), tl.arange(0, BINS), tl.arange(0, QUERIES)
-    keys = tl.load(
-        held_keys + slot[:, None] * records + column[None, :],
-        mask=held[:, None] & (column < WIDTH)[None, :],
-        other=0.0,
-    )
-    positions = tl.load(held_positions + slot * position_records, mask=held, other=0)
+    bin, number = tl.arange(0, BINS), tl.arange(0, QUERIES)
+    keys, positions = held_at(held_keys, held_positions, records, position_records, slot, held, WIDTH, COLUMNS)
     place = number[:, None] * BINS + bin[None, :]
     old_cosine, old_sine = tl.load(cosines + place), tl.load(sines + place)
     new_cosine, new_sine = tl.load(cosines + QUERIES * BINS + place), tl.load(sines + QUERIES * BINS + place)
@@ -239,13 +240,7 @@ def received(
     index = tl.program_id(1) * KEYS + tl.arange(0, KEYS)
     held = index < end
     slot = (start + index).to(tl.int64)
-    column = tl.arange(0, COLUMNS)
-    keys = tl.load(
-        held_keys + slot[:, None] * records + column[None, :],
-        mask=held[:, None] & (column < WIDTH)[None, :],
-        other=0.0,
-    )
-    positions = tl.load(held_positions + slot * position_records, mask=held, other=0)
+    keys, positions = held_at(held_keys, held_positions, records, position_records, slot, held, WIDTH, COLUMNS)
     first = end + tl.load(table + 3 * segments + segment) - queries
     found = tl.zeros([KEYS], tl.float32)
     for begin in range(0, queries, TOKENS):
