@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from evolution.runs import RACED, evolution, here
 from namm import load_model
 from namm.evolution import Generation
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """As workers have: with more, sums are taken in another order, and bits are compared here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
