@@ -19,6 +19,7 @@ from tables import (
     answers_table,
     bits_table,
     budgets_table,
+    documents_table,
     loss_table,
     page_table,
     recall_table,
@@ -129,6 +130,13 @@ SECTIONS = (
         "that a cache holds, over a full cache's keys and values. The rise in loss is over that with 16 bits of the "
         "same passage, at the same kept fraction.",
         (bits_table,),
+    ),
+    Section(
+        "documents",
+        lambda found: f"A text of {found['rows'][0]['tokens']:,} tokens, read once and asked often: {on(found)}",
+        "Facts hidden in the text, asked for one by one, each as if the text had just been read. Right: the answer "
+        "begins with the value. In all: reading (for every question, or once), saving, loading and answering.",
+        (documents_table,),
     ),
     Section(
         "budgets",

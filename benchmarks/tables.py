@@ -305,3 +305,32 @@ def bits_table(found: Row) -> str:
     count = len(select(rows, task="loss", bits=16))
     headings = ("bits", "tokens kept", "bytes", "of these K and V", f"rise in loss over 16 bits ({count})")
     return markdown_table((*headings, "keys right", "log-probability of a key"), lines)
+
+
+def documents_table(found: Row) -> str:
+    """What a text costs that is read once and asked often, by what is held of it and where."""
+    (full,), (own,) = (select(found["rows"], way=way) for way in ("full", "namm"))
+    count, name = own["questions"], "namm" if own["bits"] == 16 else f"namm, {own['bits']} bits"
+    moving = own["save_seconds"] + own["load_seconds"]
+    lines = [
+        (cache, f"{row['read_seconds']:.0f}", f"{row['held_bytes'] / 2**20:.0f}")
+        + (f"{row['file_bytes'] / 2**20:.0f}" if saved else "", f"{asking / count:.1f}", f"{before + asking:.0f}")
+        + (f"{row['right']} of {count}", f"{own['same']} of {count}" if saved else "")
+        for cache, row, asking, before, saved in (
+            ("full, read for every question", full, full["ask_seconds"], count * full["read_seconds"], False),
+            ("full, in memory", full, full["ask_seconds"], full["read_seconds"], False),
+            (f"{name}, in memory", own, own["ask_seconds"], own["read_seconds"], False),
+            (f"{name}, saved and loaded", own, own["saved_ask_seconds"], own["read_seconds"] + moving, True),
+        )
+    ]
+    headings = (
+        "cache",
+        "read in s",
+        "MiB held",
+        "MiB on disk",
+        "s a question",
+        "all in s",
+        "right",
+        "answers unchanged",
+    )
+    return markdown_table(headings, lines)

@@ -36,6 +36,7 @@ def run(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object) -> Non
         ("loss", tables.loss_table),
         ("recall", tables.recall_table),
         ("bits", tables.bits_table),
+        ("documents", tables.documents_table),
         ("speed", tables.speed_table),
         ("window", tables.window_table),
         ("evolution", learning_tables.population_table),
