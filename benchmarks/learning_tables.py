@@ -33,9 +33,27 @@ def search_table(found: Row) -> str:
     return markdown_table((*headings, f"{first} ahead by", *losses), lines)
 
 
+def beside_rules_table(found: Row) -> str:
+    """By task what start, result and rules score, all samples of all seeds together; empty without rules."""
+    first = found["rows"][0]["judged"][0]
+    names = [name for name, one in first.items() if isinstance(one, dict)]
+    if names == ["start", "final"]:
+        return ""
+    lines = []
+    for strategy in unique(found["rows"], "strategy"):
+        judged = [one for row in select(found["rows"], strategy=strategy) for one in row["judged"]]
+        for task in sorted(unique(judged, "task"), key=lambda task: not select(judged, task=task)[0]["own"]):
+            own = select(judged, task=task)
+            told = f"{task.replace('_', ' ')}{', own' if own[0]['own'] else ''}"
+            values = [[one[name]["value"] for one in own] for name in names]
+            ahead = [[one["final"]["value"] - one[name]["value"] for one in own] for name in names[2:]]
+            lines.append((strategy, told, str(len(own)), *(interval(each, "+.2f") for each in [*values, *ahead])))
+    return markdown_table(("search", "task", "n", *names, *(f"final less {name}" for name in names[2:])), lines)
+
+
 def _unseen_gain(judged: list[Row]) -> float:
     """Mean over models of the mean over tasks of what the result scores above the start, nats a token."""
-    own = [row for row in judged if row["task"] != RUNNING_TEXT]
+    own = [row for row in judged if row["task"] != RUNNING_TEXT and not row.get("own")]
 
     def of(model: str, task: str) -> float:
         return statistics.mean(

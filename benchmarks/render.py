@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from learning_tables import ablation_table, population_table, search_table
+from learning_tables import ablation_table, beside_rules_table, population_table, search_table
 from tables import (
     answers_table,
     bits_table,
@@ -178,11 +178,13 @@ SECTIONS = (
     ),
     Section(
         "search",
-        titled("Evolution beside random search"),
+        lambda found: f"Evolution from {found['memory']['name']}, beside random search",
         "From one start, n seeds, equally many samples scored for candidates. Judged on tasks that no stage has and on "
         "texts that nothing was chosen by: the mean log-probability of the answer above the start's at equal kept "
-        "fraction, and the rise in loss of running text over the full cache's. ± over seeds, each on its own samples.",
-        (search_table,),
+        "fraction, and the rise in loss of running text over the full cache's. ± over seeds, each on its own samples. "
+        "Where hand-designed rules stand beside, the stages' own tasks too, on other samples: log-probability of the "
+        "answer less the full cache's, ± over all samples.",
+        (search_table, beside_rules_table),
     ),
     Section(
         "evolution",

@@ -1,7 +1,7 @@
 """Evolution against random search from one start, over seeds, judged on tasks and texts that nothing was chosen by.
 
 python benchmarks/search.py OUT                        # search.toml beside this file, three seeds
-python benchmarks/search.py OUT --config benchmarks/search-scratch.toml    # from a network that has learned nothing
+python benchmarks/search.py OUT --config benchmarks/search-scratch.toml --rules h2o streaming    # from nothing
 python benchmarks/search.py OUT --config universal --seeds 0 1 2 3 4       # a preset; days on two cores
 
 Every strategy scores equally many samples for candidates. Start and result keep the same fraction of the same samples,
@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from measuring import Measurements, Row, described, parser, surroundings
+from measuring import Measurements, Row, described, parser, rule, surroundings
 from torch import Tensor
 
 import namm
@@ -29,11 +29,14 @@ from namm.evaluation.benchmarks.base import Request
 from namm.evaluation.benchmarks.ruler import RULER
 from namm.evolution import Evolution, EvolveConfig, SampleSource, read_config, read_sources, starting_memory
 from namm.evolution.directions import recorded_heads
-from namm.evolution.fitness import Work
+from namm.evolution.fitness import Work, relative
 from namm.evolution.objective import NATS, RUNNING_TEXT
 from namm.evolution.samples import Drawn
 from namm.evolution.workers import Loaded, Map, Setup, in_process, processes
+from namm.policies import Full
+from namm.policies.names import make_policy
 from namm.tasks import GENERATORS, Document, Sample, packaged_prose
+from namm.tasks.answering import answer_score
 
 UNSEEN = (
     "passage_retrieval",
@@ -55,6 +58,7 @@ def main() -> None:
     options.add_argument("--generations", type=int, help="at most so many in each stage")
     options.add_argument("--unseen", nargs="+", default=UNSEEN, help="tasks to be judged by, but for those of a stage")
     options.add_argument("--samples", type=int, default=8, help="of each of these and each model, by seed")
+    options.add_argument("--rules", nargs="*", default=[], type=rule, help="also the stages' own tasks, beside these")
     options.add_argument("--workers", type=int, default=0, help="processes that score samples; 0: this one")
     options.add_argument("--device", help="where the models run, for example cuda")
     arguments = options.parse_args()
@@ -86,7 +90,7 @@ def main() -> None:
 def searched(
     config: EvolveConfig,
     loaded: Mapping[str, Loaded],
-    own: Mapping[str, str],
+    fingerprints: Mapping[str, str],
     scorer: Map,
     arguments: argparse.Namespace,
 ) -> Row:
@@ -98,8 +102,11 @@ def searched(
     def record(one: Drawn) -> list[Tensor]:
         return recorded_heads(*loaded[one.model], start, one.sample, config.share(start))
 
-    outcome = Evolution(config, start, sources, scorer, folder, models=own, record=record).run()
-    tasks = [task for task in arguments.unseen if all(task not in stage.tasks for stage in config.stages)]
+    outcome = Evolution(config, start, sources, scorer, folder, models=fingerprints, record=record).run()
+    own = dict.fromkeys(task for stage in config.stages for task in stage.tasks if task in GENERATORS)
+    tasks = [*(task for task in arguments.unseen if task not in own), RUNNING_TEXT]
+    if arguments.rules:
+        tasks = list(dict.fromkeys([*tasks, *own]))
     flats = torch.stack([start.flat, outcome.memory.flat])
     works = {
         f"{number}": (task, Work(f"{number}", model, sample, NATS, flats, config.share(start)))
@@ -107,7 +114,9 @@ def searched(
     }
     judged = [
         {"model": works[key][1].model, "task": works[key][0]}
+        | {"own": works[key][0] in own and works[key][0] != RUNNING_TEXT}
         | {name: asdict(one) for name, one in zip(("start", "final"), scores, strict=True)}
+        | under_rules(arguments.rules, loaded, works[key][1], config.kept, start)
         for key, scores in scorer([work for _, work in works.values()])
         if scores is not None
     ]
@@ -120,15 +129,29 @@ def searched(
     }
 
 
+def under_rules(rules: list[str], loaded: Mapping[str, Loaded], work: Work, kept: float, start: namm.NAMM) -> Row:
+    """What hand-designed rules score on a sample at a kept fraction, deciding when the start does."""
+    if not rules:
+        return {}
+    model, tokenizer = loaded[work.model]
+    parts = work.sample.token_ids(tokenizer)
+    full = answer_score(model, *parts, Full())
+    found = {name: answer_score(model, *parts, make_policy(name, kept, start)) for name in rules}
+    return {
+        name: {"value": relative(one.log_probability, full.log_probability, NATS), "kept": one.kept_fraction}
+        for name, one in found.items()
+    }
+
+
 def unseen(
     config: EvolveConfig, sources: Mapping[str, SampleSource], tasks: list[str], count: int
 ) -> Iterator[tuple[str, str, Sample]]:
-    """Model, task and sample, `count` of each task and of running text, by the configuration's seed."""
+    """Model, task and sample, `count` of each task, by the configuration's seed."""
     tokens = config.stages[-1].tokens
     for model, source in sources.items():
         code = [document for document in source.documents["test"] if document.kind == "code"]
         texts = [*packaged_prose("heldout"), *code]
-        for task in [*tasks, RUNNING_TEXT]:
+        for task in tasks:
             for number in range(count):
                 seed, length = config.seed * 1000 + number, tokens[number % len(tokens)]
                 if task in GENERATORS:

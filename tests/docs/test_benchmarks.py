@@ -193,7 +193,7 @@ def test_a_search_starts_every_strategy_alike(
         encoding="utf-8",
     )
     out, file = tmp_path / "out", tmp_path / "found.json"
-    run(monkeypatch, "search.py", out, "--config", config, "--quick", "--json", file)
+    run(monkeypatch, "search.py", out, "--config", config, "--quick", "--rules", "streaming", "--json", file)
     rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
     assert [row["strategy"] for row in rows] == ["cma", "random"]
     assert rows[0]["start"] == rows[1]["start"]
@@ -202,6 +202,13 @@ def test_a_search_starts_every_strategy_alike(
     assert judged[0] == judged[1] and {task for task, _ in judged[0]} > {"continuation", "ruler/niah_single_3"}
     assert all(one["start"]["kept"] == one["final"]["kept"] for row in rows for one in row["judged"])
     assert learning_tables.search_table({"rows": rows}).splitlines()[-1].startswith("| random | 2 | 1 | 0.25")
+    heading, _, first, *_ = learning_tables.beside_rules_table({"rows": rows}).splitlines()
+    assert heading == "| search | task | n | start | final | streaming | final less streaming |"
+    own = next(one for one in rows[0]["judged"] if one["task"] == "pass_key")
+    assert own["own"] and own["streaming"]["kept"] == pytest.approx(0.25, abs=0.02)
+    values = [own[name]["value"] for name in ("start", "final", "streaming")]
+    values.append(values[1] - values[2])
+    assert first == "| cma | pass key, own | 1 | " + " | ".join(f"{value:+.2f}" for value in values) + " |"
 
 
 def test_a_search_is_told_by_its_gain_on_unseen_tasks_and_its_loss() -> None:

@@ -24,7 +24,8 @@ def evolve(
     preset: Annotated[str | None, typer.Option(help=f"One of {', '.join(options.PRESETS)}.")] = None,
     config: Annotated[Path | None, typer.Option(help="A .toml file of your own, like the presets.")] = None,
     start: Annotated[
-        str | None, typer.Option("--from", help="distilled, scratch, a folder or hub id; else as configured.")
+        str | None,
+        typer.Option("--from", help="Shipped name, folder, hub id, scratch or scratch-ranking; else as configured."),
     ] = None,
     text: Annotated[list[Path] | None, typer.Option(help="Files or folders to make tasks from; repeatable.")] = None,
     generations: Annotated[int | None, typer.Option(min=1, help="At most so many in each stage.")] = None,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from namm.evolution.objective import OBJECTIVES
-from namm.evolution.space import DIRECTIONS, SCRATCH, SPACES, WAY
+from namm.evolution.space import DIRECTIONS, SPACES, STARTS, WAY
 from namm.evolution.strategy import STRATEGIES
 from namm.memory import NAMM
 from namm.models.load import local_path
@@ -53,7 +53,8 @@ class EvolveConfig:
         stages: see `Stage`.
         models: the frozen models, see `namm.load_model`; fitness is the mean over them.
         dtype: of their weights.
-        start: a memory (shipped name, folder or hub id), or ``"scratch"``.
+        start: a memory (shipped name, folder or hub id), ``"scratch"`` or ``"scratch-ranking"``, see
+            `namm.evolution.space`.
         parameters: what evolves: ``"all"``, ``"scorer"`` or ``"gains"``, see `namm.evolution.space`; or
             ``"directions"``, few and strong ones, or ``"way"``, see `namm.evolution.directions`.
         towards: another memory (as `start`), the way to which gives directions; empty: the start's own matrices do.
@@ -127,7 +128,7 @@ class EvolveConfig:
         """Files and folders that a run reads."""
         tasks = {task for stage in self.stages for task in stage.tasks}
         files = [task.removeprefix("longbench:") for task in tasks if task.startswith("longbench:")]
-        start = None if self.start == SCRATCH else self.start
+        start = None if self.start in STARTS else self.start
         return [*self.text, *files, start, self.towards or None, *map(local_path, self.models)]
 
     def share(self, start: NAMM) -> float | None:

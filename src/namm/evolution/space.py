@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from namm.memory import NAMM, NAMMConfig
+from namm.memory.config import UNIVERSAL
 from namm.memory.network import unflatten
 
 SCRATCH = "scratch"
+"""A network before any learning, with log features and two averages, that keeps what it scores at least 0."""
+SCRATCH_RANKING = "scratch-ranking"
+"""A network before any learning that sees what `universal` sees, and whose scores rank tokens for a given budget."""
+STARTS = {
+    SCRATCH: NAMMConfig(update_interval=256, ema=(0.99, 0.999), compression="log", state_dtype="bfloat16"),
+    SCRATCH_RANKING: replace(UNIVERSAL, kept=0.25),
+}
 
 
 def starting_memory(name: str) -> NAMM:
-    """The memory by its name; ``scratch`` is the network before any learning, with log features and two averages."""
-    if name != SCRATCH:
-        return NAMM.from_pretrained(name)
-    return NAMM(NAMMConfig(update_interval=256, ema=(0.99, 0.999), compression="log", state_dtype="bfloat16"))
+    """One of `STARTS`, else the memory by its name."""
+    return NAMM(STARTS[name]) if name in STARTS else NAMM.from_pretrained(name)
 
 
 @dataclass(frozen=True)
