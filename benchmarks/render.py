@@ -23,6 +23,7 @@ from tables import (
     loss_table,
     page_table,
     recall_table,
+    session_table,
     speed_table,
     startup_table,
     unique,
@@ -137,6 +138,13 @@ SECTIONS = (
         "Facts hidden in the text, asked for one by one, each as if the text had just been read. Right: the answer "
         "begins with the value. In all: reading (for every question, or once), saving, loading and answering.",
         (documents_table,),
+    ),
+    Section(
+        "session",
+        lambda found: f"{found['rows'][-1]['tokens']:,} tokens in one session: {on(found)}",
+        "Under a budget of tokens, in pieces of 512; each line is the part since the line before. The text goes far "
+        "beyond the model's window: this is about bytes and time, not about what the model still understands.",
+        (session_table,),
     ),
     Section(
         "budgets",

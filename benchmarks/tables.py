@@ -334,3 +334,14 @@ def documents_table(found: Row) -> str:
         "answers unchanged",
     )
     return markdown_table(headings, lines)
+
+
+def session_table(found: Row) -> str:
+    """By part of a session: what a token took, and what was held."""
+    lines = [
+        (f"{row['tokens']:,}", f"{row['kept']:,.0f}", f"{1000 * row['seconds'] / row['read']:.2f}")
+        + tuple(f"{row[name] / 2**20:.1f}" for name in ("held_bytes", "most_bytes", "full_bytes"))
+        for row in found["rows"]
+    ]
+    held = "MiB held", "at most", "of a full cache"
+    return markdown_table(("tokens read", "tokens held", "ms a token", *held), lines)

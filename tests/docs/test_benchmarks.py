@@ -37,6 +37,7 @@ def run(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object) -> Non
         ("recall", tables.recall_table),
         ("bits", tables.bits_table),
         ("documents", tables.documents_table),
+        ("session", tables.session_table),
         ("speed", tables.speed_table),
         ("window", tables.window_table),
         ("evolution", learning_tables.population_table),
