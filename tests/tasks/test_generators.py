@@ -36,6 +36,12 @@ def test_the_asked_key_has_the_answer(characters):
         assert f"{sample.question.strip()} {sample.answer}\n" in sample.context
 
 
+def test_the_asked_fact_is_in_the_context_word_for_word(characters):
+    for seed in range(5):
+        sample = GENERATORS["hidden_fact"]([PROSE], characters, tokens=1500, seed=seed)
+        assert sample.question.lstrip() + sample.answer in sample.context
+
+
 def test_the_excerpt_is_from_the_passage_of_the_answer(characters):
     for seed in range(5):
         sample = GENERATORS["passage_retrieval"]([PROSE], characters, tokens=1500, seed=seed)

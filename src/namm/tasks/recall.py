@@ -1,4 +1,4 @@
-"""Recall tasks made from text that a user names: many keys, a table of values, a passage, a topic of a dialogue."""
+"""Recall tasks made from text that a user names: keys, facts, a table of values, a passage, a topic of a dialogue."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from namm.tasks.documents import Document
-from namm.tasks.facts import NAMES, THINGS
+from namm.tasks.facts import NAMES, THINGS, hide_facts
 from namm.tasks.sample import Sample
 from namm.tasks.text import passages, token_counts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_FACTS = 3  # in one text
 _WORDS = 12  # a passage is asked for by so many of its words
 
 
@@ -43,6 +44,15 @@ def key_value(haystack: Sequence[Document], tokenizer: PreTrainedTokenizerBase, 
     pairs += [line() for _ in range(max(1, tokens * 9 // 10 // size - 1))]
     key, value = rng.choice(pairs)
     return Sample("".join(f"{k}: {v}\n" for k, v in pairs), f"\n{key}: ", value)
+
+
+def hidden_fact(haystack: Sequence[Document], tokenizer: PreTrainedTokenizerBase, *, tokens: int, seed: int) -> Sample:
+    """A few facts told in many ways between the sentences of a text, one of them asked for (see `namm.tasks.facts`)."""
+    rng = random.Random(f"hidden fact {seed}")
+    pieces = passages(haystack, tokenizer, tokens * 17 // 20, rng)
+    text, facts = hide_facts(" ".join(pieces), _FACTS, rng)
+    asked = rng.choice(facts)
+    return Sample(text, f"\n\n{asked.question.lstrip()}", asked.answer)
 
 
 def passage_retrieval(

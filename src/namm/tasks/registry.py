@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from namm.tasks.continuation import continuation, repeated_code
 from namm.tasks.documents import Document
 from namm.tasks.passkey import pass_key
-from namm.tasks.recall import dialogue_topic, key_value, multi_key, passage_retrieval
+from namm.tasks.recall import dialogue_topic, hidden_fact, key_value, multi_key, passage_retrieval
 from namm.tasks.sample import Sample
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class Generator(Protocol):
 GENERATORS: Mapping[str, Generator] = {
     "continuation": continuation,
     "dialogue_topic": dialogue_topic,
+    "hidden_fact": hidden_fact,
     "key_value": key_value,
     "multi_key": multi_key,
     "pass_key": pass_key,
