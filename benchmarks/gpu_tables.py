@@ -1,4 +1,4 @@
-"""Tables of what `benchmarks/gpu.py` measured."""
+"""Tables of what `benchmarks/gpu.py` measured, and of launches that `benchmarks/speed.py` counted."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tables import mean, middle, select, unique
 from namm.support.plotting import markdown_table
 
 Row = dict[str, Any]
+LAUNCHES = ("block", "block_model", "step", "step_model")
 UNFIT, LEFT = "does not fit", "not measured"
 
 
@@ -104,3 +105,14 @@ def _whole(found: Row, measured: str) -> list[Row]:
 def gpu_tables(found: Row) -> list[str]:
     """All of them."""
     return [table(found) for table in (agreement_table, kernel_table, model_table)]
+
+
+def launches_table(found: Row) -> str:
+    """What a block and a step of decoding launch a layer; empty where it was not counted."""
+    lines = []
+    for row in found["rows"]:
+        if "launches" in row:
+            cells = [f"{row[name]:.0f}" if row[name] is not None else "" for name in LAUNCHES]
+            lines.append((row["launches"], str(row["rows"]), *cells))
+    headings = ("engine", "batch", "a block", "with the model", "a step of decoding", "with the model")
+    return markdown_table(headings, lines) if lines else ""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_tables import agreement_table, kernel_table, model_table
+from gpu_tables import agreement_table, kernel_table, launches_table, model_table
 from learning_tables import ablation_table, population_table, search_table
 from tables import (
     answers_table,
@@ -142,8 +142,9 @@ SECTIONS = (
         titled("Speed"),
         "Ratios are to transformers' own full cache (sdpa and DynamicCache) of the same repetition: the median of n "
         "repetitions, and the range seen. They move with the processor and with what else it does, so measure on "
-        "yours. `streaming` keeps a window and has no network to run.",
-        (speed_table,),
+        "yours. `streaming` keeps a window and has no network to run. Launches, where they were counted, are of one "
+        "layer, without and with the model's own; a block is one update interval and ends with a decision.",
+        (speed_table, launches_table),
     ),
     Section(
         "gpu",
