@@ -24,7 +24,7 @@ import torch
 from measuring import Measurements, Row, described, parser, surroundings
 
 LENGTHS, BATCHES = [8192, 32768, 131072], [1, 8]
-CACHES = ("full", "static, graphed", "ragged")
+CACHES = ("full", "static, graphed", "ragged", "ragged, graphed")
 MODELS = ["qwen2.5-coder-0.5b", "random:meta-llama-3-8b"]
 
 
@@ -99,7 +99,7 @@ def kernels(table: Timetable, memory: Any, arguments: argparse.Namespace, device
     shapes = [own.Shape("llama-3-8b", 8, 4, 128), own.Shape("qwen2.5-0.5b", 2, 7, 64)]
     if arguments.quick:
         shapes = [own.Shape("tiny", 1, 2, 16)]
-    for case in own.cases(shapes, memory.config.update_interval):
+    for case in own.cases(shapes, memory.config.update_interval, arguments.quick):
         for name, policy in own.policies(memory).items():
             if name == "namm" or (
                 case.shape == shapes[-1] and case.rows == 1 and (name == "h2o" or not arguments.quick)
@@ -147,10 +147,17 @@ def model_rows(table: Timetable, name: str, memory: Any, arguments: argparse.Nam
 
     model: Any = None
 
-    def measure(run: own.Run) -> Row:
+    def loaded() -> Any:
         nonlocal model
         if model is None:
             model = own.load(name, device)
+        return model
+
+    def same() -> Row:
+        return own.same_by_graphs(loaded(), memory, arguments.kept, *((20, 4) if arguments.quick else (1000, 300)))
+
+    def measure(run: own.Run) -> Row:
+        loaded()
         if (
             run.cache,
             run.rows,
@@ -161,6 +168,7 @@ def model_rows(table: Timetable, name: str, memory: Any, arguments: argparse.Nam
         return own.measure(model, memory, arguments.kept, run)
 
     warm: set[tuple[str, int]] = set()
+    table.row(partial(fitting, same), measured="graphs", model=name)
     for tokens, rows, repeats in settings(arguments):
         for repeat in range(repeats):
             for cache in CACHES:

@@ -66,9 +66,9 @@ class Case:
         return AttentionForm(self.shape.width**-0.5, self.softcap, sinks)
 
 
-def cases(shapes: Sequence[Shape], interval: int) -> list[Case]:
-    """A prompt of several blocks, the end of one, and steps of decoding."""
-    calls = (2 * interval, interval + interval // 2, 1, 1, 1)
+def cases(shapes: Sequence[Shape], interval: int, quick: bool) -> list[Case]:
+    """A prompt of several blocks, a part of one, and steps of decoding."""
+    calls = (interval, interval // 2, 1) if quick else (2 * interval, interval + interval // 2, 1, 1, 1)
     plain = [Case(shape, 1, calls) for shape in shapes]
     return [*plain, Case(shapes[0], 2, calls, 30.0, True)]
 

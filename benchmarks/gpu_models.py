@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from namm.policies import NAMMPolicy
 Row = dict[str, Any]
 AT_ONCE = 2**17  # tokens of all rows that go through a model in one call
 UNTIMED = 2  # steps of decoding before the clock runs
+GRAPHED = ", graphed"
 RANDOM = "random:"
 TINY = LlamaConfig(
     hidden_size=64,
@@ -54,7 +56,8 @@ class Run:
     """One measurement.
 
     Attributes:
-        cache: "full" (`DynamicCache`), "static, graphed" (`StaticCache`, decoding as one CUDA graph), or an engine.
+        cache: "full" (`DynamicCache`), "static, graphed" (`StaticCache`, a step of decoding as one CUDA graph), or an
+            engine, and graphed.
         tokens: of the prompt, for each of `rows`.
         steps: of decoding that are timed.
     """
@@ -119,6 +122,30 @@ def lacking_bytes(model: Any, memory: namm.NAMM, kept: float, run: Run) -> int:
     return int(needed) - torch.cuda.mem_get_info(model.device)[0]
 
 
+@contextlib.contextmanager
+def made(model: Any, memory: namm.NAMM, kept: float, name: str) -> Iterator[Any]:
+    """A cache; its steps of decoding are graphs where it is called so and there is a GPU."""
+    if name == "full":
+        yield DynamicCache(config=model.config)
+        return
+    cache = namm.MemoryCache(model, NAMMPolicy(memory, kept=kept), engine=name.removesuffix(GRAPHED))
+    graph = name.endswith(GRAPHED) and model.device.type == "cuda"
+    with namm.graphed(cache) if graph else contextlib.nullcontext():
+        yield cache
+
+
+@torch.no_grad()
+def same_by_graphs(model: Any, memory: namm.NAMM, kept: float, tokens: int, new: int) -> Row:
+    """How many of so many tokens are the same whether steps are graphs or not."""
+    ids = torch.randint(3, model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
+    said = []
+    for name in ("ragged", f"ragged{GRAPHED}"):
+        with made(model, memory, kept, name) as cache:
+            options = {"past_key_values": cache, "do_sample": False, "max_new_tokens": new, "min_new_tokens": new}
+            said.append(model.generate(ids.to(model.device), **options)[0, tokens:])
+    return {"new_tokens": new, "same": int((said[0] == said[1]).sum())}
+
+
 def _measure(model: Any, memory: namm.NAMM, kept: float, run: Run, clock: Clock) -> Row:
     device = model.device
     if device.type == "cuda":
@@ -128,21 +155,19 @@ def _measure(model: Any, memory: namm.NAMM, kept: float, run: Run, clock: Clock)
     if run.cache == "static, graphed":
         found = _static(model, run, ids, clock)
     else:
-        cache: Any = DynamicCache(config=model.config)
-        if run.cache != "full":
-            cache = namm.MemoryCache(model, NAMMPolicy(memory, kept=kept), engine=run.cache)
+        with made(model, memory, kept, run.cache) as cache:
 
-        def prefill() -> None:
-            for piece in ids.split(max(1, AT_ONCE // run.rows), dim=1):
-                model(piece, past_key_values=cache, logits_to_keep=1)
+            def prefill() -> None:
+                for piece in ids.split(max(1, AT_ONCE // run.rows), dim=1):
+                    model(piece, past_key_values=cache, logits_to_keep=1)
 
-        def step() -> None:
-            model(ids[:, :1], past_key_values=cache)
+            def step() -> None:
+                model(ids[:, :1], past_key_values=cache)
 
-        found = {"prefill_seconds": clock(prefill)} | held(cache)
-        found["decode_seconds"] = _steps(step, run.steps, clock)
-        if run.cache != "full":
-            found["update_seconds"] = clock(cache.settle)
+            found = {"prefill_seconds": clock(prefill)} | held(cache)
+            found["decode_seconds"] = _steps(step, run.steps, clock)
+            if run.cache != "full":
+                found["update_seconds"] = clock(cache.settle)
     if device.type == "cuda":
         found["peak_bytes"] = torch.cuda.max_memory_allocated(device)
     return found

@@ -70,6 +70,13 @@ def _model_cells(rows: list[Row], full: dict[int, Row], cache: str) -> tuple[str
     )
 
 
+def graphs_table(found: Row) -> str:
+    """How many tokens are the same whether steps of decoding are CUDA graphs or not."""
+    lines = [(row["model"].removeprefix("random:"), f"{row['same']} of {row['new_tokens']}")
+             for row in _whole(found, "graphs") if row["fits"]]  # fmt: skip
+    return markdown_table(("model", "tokens that are the same by graphs"), lines)
+
+
 def kernel_table(found: Row) -> str:
     """Attention in decoding beside a copy in memory; spectrograms, and all that a memory observes, beside attention."""
     copies = _whole(found, "copy")
@@ -104,7 +111,7 @@ def _whole(found: Row, measured: str) -> list[Row]:
 
 def gpu_tables(found: Row) -> list[str]:
     """All of them."""
-    return [table(found) for table in (agreement_table, kernel_table, model_table)]
+    return [table(found) for table in (agreement_table, kernel_table, model_table, graphs_table)]
 
 
 def launches_table(found: Row) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_tables import agreement_table, kernel_table, launches_table, model_table
+from gpu_tables import agreement_table, graphs_table, kernel_table, launches_table, model_table
 from learning_tables import ablation_table, population_table, search_table
 from tables import (
     answers_table,
@@ -155,7 +155,7 @@ SECTIONS = (
         "over that attention. Then whole models over transformers' full cache (sdpa and DynamicCache) of the same "
         "repetition, median and range; a static cache takes a step of decoding as one CUDA graph, and an update comes "
         "every 256 tokens.",
-        (agreement_table, kernel_table, model_table),
+        (agreement_table, kernel_table, model_table, graphs_table),
     ),
     Section(
         "startup",
