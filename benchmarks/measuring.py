@@ -185,13 +185,20 @@ class Measurements:
         if (known := self._known(what)) is not None:
             self.rows.append(known)
             return known
-        depends = {
-            name: own for name, own in self.made.items() if what.get("policy", "namm") == "namm" or name != "memory"
-        }
-        found = dict(self.journal.get(json.dumps([what, depends], default=str), lambda: what | measure()))
+        found = dict(self.journal.get(self._key(what), lambda: what | measure()))
         del found["key"]
         self.rows.append(found)
         return found
+
+    def has(self, **what: Any) -> bool:
+        """Whether a run that was stopped has made this row."""
+        return self._key(what) in self.journal.rows
+
+    def _key(self, what: Row) -> str:
+        depends = {
+            name: own for name, own in self.made.items() if what.get("policy", "namm") == "namm" or name != "memory"
+        }
+        return json.dumps([what, depends], default=str)
 
     def _known(self, what: Row) -> Row | None:
         """The row of a hand-designed rule that an earlier run has made of the same."""
@@ -221,8 +228,8 @@ class Measurements:
                     measured = partial(measure, policy, budget)
                     self.row(measured, **what, policy=policy, aim=aim, equal="bytes", held=own["held_bytes"])
 
-    def write(self) -> None:
-        """Put the file in place; the journal of the run has then done its work."""
+    def write(self, whole: bool = True) -> None:
+        """Put the file in place; the journal of the run has then done its work, unless rows are left."""
         head = {
             "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
             "date": datetime.date.today().isoformat(),
@@ -235,5 +242,6 @@ class Measurements:
         write_atomically(self.path, f'{described},\n "rows": [\n  {rows}\n ]\n}}\n')
         assert self.journal.path is not None
         with self.journal:
-            self.journal.path.unlink(missing_ok=True)
+            if whole:
+                self.journal.path.unlink(missing_ok=True)
         print(f"{len(self.rows)} rows are in {self.path}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpu_tables import agreement_table, graphs_table, kernel_table, launches_table, model_table
 from learning_tables import ablation_table, beside_rules_table, population_table, search_table
 from tables import (
     answers_table,
@@ -157,8 +158,20 @@ SECTIONS = (
         titled("Speed"),
         "Ratios are to transformers' own full cache (sdpa and DynamicCache) of the same repetition: the median of n "
         "repetitions, and the range seen. They move with the processor and with what else it does, so measure on "
-        "yours. `streaming` keeps a window and has no network to run.",
-        (speed_table,),
+        "yours. `streaming` keeps a window and has no network to run. Launches, where they were counted, are of one "
+        "layer, without and with the model's own; a block is one update interval and ends with a decision.",
+        (speed_table, launches_table),
+    ),
+    Section(
+        "gpu",
+        titled("On a GPU"),
+        "The engine `ragged` beside loops in float32: the largest difference of outputs, and how many tokens only one "
+        "of the two holds after several updates and steps of decoding. Then kernels by themselves: of decoding, keys "
+        "and values read a second over what a copy in memory reaches; of a block, what a memory makes of its attention "
+        "over that attention. Then whole models over transformers' full cache (sdpa and DynamicCache) of the same "
+        "repetition, median and range; a static cache takes a step of decoding as one CUDA graph, and an update comes "
+        "every 256 tokens.",
+        (agreement_table, kernel_table, model_table, graphs_table),
     ),
     Section(
         "startup",

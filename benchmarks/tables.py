@@ -221,7 +221,7 @@ def size_of(chosen: list[Row]) -> str:
 
 def speed_table(found: Row) -> str:
     """Ratios to the full cache of the same repetition."""
-    rows = found["rows"]
+    rows = [row for row in found["rows"] if "launches" not in row]
     lines = []
     for tokens in unique(rows, "tokens"):
         full = select(rows, tokens=tokens, cache="full")

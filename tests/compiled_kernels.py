@@ -1,7 +1,8 @@
 """Compiles every kernel as it is launched by a layer of the size of Llama-3-8B, for an H100, where there need be none.
 
-Run as a script, without Triton's interpreter: prints of every kernel its registers, bytes of spills and whether it
-multiplies with wgmma, as JSON.
+Run as a script, without Triton's interpreter, with variants: "bfloat16", "float32 softcap sinks" and the like. Prints
+of every variant and kernel its registers, bytes of spills and whether it multiplies with wgmma, as JSON; of a kernel
+that is the same in several variants once.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from typing import Any
 TARGET = ("cuda", 90, 32)
 
 
-def compile_kernels(dtype_name: str) -> dict[str, dict[str, Any]]:
+def compile_kernels(variants: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
     import torch
     import triton
-    from engines import Layers, random_tokens
+    from launches import without_running
+    from layers import Layers, random_tokens
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     from namm import NAMM
     from namm.cache.arithmetic import AttentionForm
-    from namm.cache.ragged import engine, launching
     from namm.memory.config import UNIVERSAL
     from namm.policies import NAMMPolicy, SnapKV
 
@@ -38,15 +39,13 @@ def compile_kernels(dtype_name: str) -> dict[str, dict[str, Any]]:
         torch.int32: "*i32",
         torch.int8: "*i8",
     }
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    known: set[str] = set()
 
     def compile_only(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
         name = kernel.__name__
-        if name == "order":  # everything stays
-            table, answer = arguments[2], arguments[8]
-            answer[0], answer[1] = table[2], 0
         key = f"{name} split" if constants.get("CHUNK") else name
-        if key in found:
+        if key in found[variant]:
             return
         signature, constexprs, aligned = {}, {}, {}
         options = {option: constants[option] for option in ("num_warps", "num_stages") if option in constants}
@@ -60,22 +59,30 @@ def compile_kernels(dtype_name: str) -> dict[str, dict[str, Any]]:
             number = value.data_ptr() if isinstance(value, torch.Tensor) else value
             if not isinstance(number, float) and number % 16 == 0:
                 aligned[(index,)] = [["tt.divisibility", 16]]
+        found[variant][key] = {}
+        if (same := repr((kernel.__name__, signature, constexprs, aligned, options))) in known:
+            return
+        known.add(same)
         source = ASTSource(kernel, signature, constexprs, aligned)
         made = triton.compile(source, target=GPUTarget(*TARGET), options=options)
-        found[key] = resources(made.asm["cubin"]) | {"wgmma": "wgmma.mma_async" in made.asm["ptx"]}
+        found[variant][key] = resources(made.asm["cubin"]) | {"wgmma": "wgmma.mma_async" in made.asm["ptx"]}
 
-    launching.run = compile_only
-    engine.check_device = lambda device: None
-    dtype = getattr(torch, dtype_name)
     generator = torch.Generator().manual_seed(0)
-    for policy in (NAMMPolicy(NAMM(UNIVERSAL), kept=0.25), SnapKV(0.5)):
-        layers = Layers(policy, "ragged", AttentionForm(128**-0.5), count=1)
-        for tokens in (256, 1, 31):
-            layers.feed([[t.to(dtype) for t in own] for own in random_tokens(1, 8, 4, tokens, 128, 1, generator)])
-        held: Any = layers.layers[0].engine
-        held.stale.add(0)  # as if it had forgotten what the last queries saw
-        layers.settle(None)
-    return found
+    for variant in variants:
+        found[variant] = {}
+        dtype = getattr(torch, variant.split()[0])
+        sinks = torch.zeros(32, dtype=dtype) if "sinks" in variant else None
+        form = AttentionForm(128**-0.5, 50.0 if "softcap" in variant else None, sinks)
+        for policy in (NAMMPolicy(NAMM(UNIVERSAL), kept=0.25), SnapKV(0.5)):
+            layers = Layers(policy, "ragged", form, count=1)
+            with without_running(compile_only):
+                for tokens in (256, 1, 31):
+                    new = random_tokens(1, 8, 4, tokens, 128, 1, generator)
+                    layers.feed([[t.to(dtype) for t in own] for own in new])
+                held: Any = layers.layers[0].engine
+                held.stale.add(0)  # as if it had forgotten what the last queries saw
+                layers.settle(None)
+    return {variant: {name: own for name, own in kernels.items() if own} for variant, kernels in found.items()}
 
 
 def resources(cubin: bytes) -> dict[str, int]:
@@ -94,5 +101,5 @@ def resources(cubin: bytes) -> dict[str, int]:
 if __name__ == "__main__":
     os.environ.pop("TRITON_INTERPRET", None)
     here = Path(__file__).parent
-    sys.path[:0] = [str(here), str(here / "cache")]
-    print(json.dumps(compile_kernels(sys.argv[1])))
+    sys.path[:0] = [str(here), str(here.parent / "benchmarks")]
+    print(json.dumps(compile_kernels(sys.argv[1:])))

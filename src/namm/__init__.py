@@ -10,7 +10,7 @@ from namm.support.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from namm import policies
-    from namm.cache import CacheStats, MemoryCache, UnsupportedModelError
+    from namm.cache import CacheStats, MemoryCache, UnsupportedModelError, graphed
     from namm.inspection import Inspection, inspect
     from namm.memory import NAMM, MemoryFileError, NAMMConfig
     from namm.models import ModelNotFoundError, load_model
@@ -25,13 +25,14 @@ __all__ = [
     "NAMMConfig",
     "UnsupportedModelError",
     "__version__",
+    "graphed",
     "inspect",
     "load_model",
     "policies",
 ]
 
 _HOMES = {
-    "namm.cache": ("CacheStats", "MemoryCache", "UnsupportedModelError"),
+    "namm.cache": ("CacheStats", "MemoryCache", "UnsupportedModelError", "graphed"),
     "namm.inspection": ("Inspection", "inspect"),
     "namm.memory": ("NAMM", "MemoryFileError", "NAMMConfig"),
     "namm.models": ("ModelNotFoundError", "load_model"),

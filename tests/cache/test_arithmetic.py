@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from namm.cache.arithmetic import AttentionForm, attend, attend_exactly, replay
+from namm.cache.arithmetic import AttentionForm, attend, attend_exactly, attend_newest, groups, replay
+from namm.cache.storage import TokenStore
 from namm.support.tensors import round_up
 
 
@@ -81,3 +82,21 @@ def test_attend_exactly_is_causal_from_the_end(queries: int, tokens: int) -> Non
     query, keys, values = torch.randn(3, queries, 8), torch.randn(tokens, 8), torch.randn(tokens, 8)
     expected = reference(query, keys, 0.3, None, None)[0] @ values.double()
     torch.testing.assert_close(attend_exactly(query, keys, values, 0.3).double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("with_sinks", [False, True])
+def test_the_newest_token_attends_as_any_other(softcap: float | None, with_sinks: bool) -> None:
+    """In segments with free slots and without, of heads of different lengths."""
+    generator = torch.Generator().manual_seed(0)
+    heads = []
+    for tokens in (3, 16, 70):
+        keys, values = torch.randn(2, tokens, 8, generator=generator)
+        heads.append({"keys": keys, "values": values, "positions": torch.arange(tokens, dtype=torch.int32)})
+    store = TokenStore.of(heads, {})
+    query = torch.randn(6, 1, 8, generator=generator)
+    form = AttentionForm(0.3, softcap, torch.randn(6, generator=generator) if with_sinks else None)
+    found = attend_newest(query, store, form)
+    for own, head in zip(groups(query, 3), heads, strict=True):
+        expected = attend(query[own], head["keys"], head["values"], len(head["keys"]), form.of_group(own))
+        torch.testing.assert_close(found[own], expected, atol=1e-6, rtol=1e-5)

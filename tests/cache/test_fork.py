@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from engines import Layers, random_tokens
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from layers import Layers, random_tokens
 
 from namm import NAMM, MemoryCache, NAMMConfig
 from namm.cache.arithmetic import AttentionForm

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engines import Layers, random_tokens
-from operations import Operations
+from launches import Operations
+from layers import Layers, random_tokens
 
 from namm import NAMM, NAMMConfig
 from namm.cache.arithmetic import AttentionForm

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engines import Layers, random_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operations import Operations
+from launches import Operations
+from layers import Layers, random_tokens
 
 from namm import NAMM, MemoryCache, NAMMConfig
 from namm.cache.arithmetic import AttentionForm

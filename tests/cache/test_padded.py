@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from engines import Layers, random_tokens
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from layers import Layers, random_tokens
 from transformers import PreTrainedModel
 
 from namm import NAMM, MemoryCache, NAMMConfig
@@ -68,17 +68,18 @@ def compare(
     between: str | None,
     seed: int,
     names: tuple[str, str] = ("padded", "loops"),
+    layers: int = 2,
 ) -> None:
     """Feed both engines the same, in a batch that may be padded on the left, and look at them after every call."""
     rows, heads, group = shape
     generator = torch.Generator().manual_seed(seed)
-    engines = [Layers(policy, engine, form) for engine in names]
+    engines = [Layers(policy, engine, form, layers) for engine in names]
     mask = None
     if any(left[:rows]):
         calls = [31, *calls]
         mask = torch.arange(31) >= torch.tensor(left[:rows])[:, None]
     for number, tokens in enumerate(calls):
-        tensors = random_tokens(rows, heads, group, tokens, 8, 2, generator)
+        tensors = random_tokens(rows, heads, group, tokens, 8, layers, generator)
         outputs, expected = (each.feed(tensors, mask if number == 0 else None) for each in engines)
         for own, other in zip(outputs, expected, strict=True):
             torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-5)

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from engines import Layers, random_tokens
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from launches import Launches
+from layers import Layers, random_tokens
 from test_padded import RULES, compare, note_the_same, policy_of, same, say_the_same
 from transformers import PreTrainedModel
 
@@ -51,21 +51,24 @@ def test_ragged_does_what_loops_do(shape, calls, left, kind, rich, form, settled
     compare(shape, calls, left, policy_of(kind, rich, 5), form, settled, between, 11, ENGINES)
 
 
-@settings(max_examples=2, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
-    shape=st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 2)),
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 3)),
     calls=st.lists(st.sampled_from([1, 3, 16, 20]), min_size=1, max_size=2),
     left=st.lists(st.integers(0, 30), min_size=2, max_size=2),
     kind=st.sampled_from(["offset", "kept", "cap", "budget"]),
     rich=st.booleans(),
     softcap=st.sampled_from([None, 3.0]),
+    with_sinks=st.booleans(),
     settled=st.sampled_from([None, [0], "all"]),
     between=st.sampled_from([None, "hide", "select"]),
     seed=st.integers(0, 999),
 )
-def test_ragged_does_what_loops_do_anywhere(shape, calls, left, kind, rich, softcap, settled, between, seed):
-    policy = policy_of(kind, rich, seed)
-    compare(shape, calls, left, policy, AttentionForm(0.5, softcap), settled, between, seed, ENGINES)
+def test_ragged_does_what_loops_do_anywhere(
+    shape, calls, left, kind, rich, softcap, with_sinks, settled, between, seed
+):
+    form = AttentionForm(0.5, softcap, sinks_of(shape[1] * shape[2]) if with_sinks else None)
+    compare(shape, calls, left, policy_of(kind, rich, seed), form, settled, between, seed, ENGINES, layers=1)
 
 
 @pytest.mark.parametrize(
@@ -206,14 +209,30 @@ def in_a_process(*arguments: str) -> str:
     return ran.stdout
 
 
-WITH_PRODUCTS = {"attend", "attend split", "spectrogram", "birth", "received"}
+WITH_PRODUCTS = {"attend", "spectrogram", "birth", "received", "normalise"}
+BY_FORM = {"attend", "attend split", "spectrogram", "birth", "received", "normalise"}  # softcap and sinks change these
+
+
+def compiled(*variants: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(in_a_process(str(ROOT / "compiled_kernels.py"), *variants))
+    assert max(own["registers"] for kernels in found.values() for own in kernels.values()) <= 255
+    return found
 
 
 def test_kernels_compile_for_an_h100_without_spills() -> None:
-    found = json.loads(in_a_process(str(ROOT / "compiled_kernels.py"), "bfloat16"))
-    assert {name for name, own in found.items() if own["spilled"]} == set()
-    assert max(own["registers"] for own in found.values()) <= 255
-    assert {name for name, own in found.items() if own["wgmma"]} >= WITH_PRODUCTS - {"attend split"}
+    plain, bounded = compiled("bfloat16", "bfloat16 softcap sinks").values()
+    assert {name for found in (plain, bounded) for name, own in found.items() if own["spilled"]} == set()
+    assert {name for name, own in plain.items() if own["wgmma"]} >= WITH_PRODUCTS
+    assert bounded.keys() == BY_FORM and {name for name, own in bounded.items() if own["wgmma"]} >= WITH_PRODUCTS
+
+
+@pytest.mark.slow
+def test_kernels_of_other_types_compile_for_an_h100() -> None:
+    """In float32 products are exact, without matrix units, and spill: a GPU that has bfloat16 should be given that."""
+    half, bounded, single, _ = compiled("float16", "float16 softcap sinks", "float32", "float32 softcap sinks").values()
+    assert {name for found in (half, bounded) for name, own in found.items() if own["spilled"]} == set()
+    assert {name for name, own in half.items() if own["wgmma"]} >= WITH_PRODUCTS
+    assert {name for name, own in single.items() if own["spilled"]} <= BY_FORM
 
 
 def test_what_loops_hold_kernels_go_on_with() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from namm.support.statistics import mean_interval
 from namm.tasks import Document, split_documents
@@ -173,8 +174,65 @@ def test_the_cost_of_a_rehearsal_is_measured(
     run(monkeypatch, "speed.py", "--quick", "--rehearse", "--model", reader_folder, "--json", file)
     rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
     kinds = ["full", "streaming", "namm", "namm, in pieces", "namm, rehearsed"]
-    assert [row["cache"] for row in rows] == 2 * kinds
+    assert [row["cache"] for row in rows if "cache" in row] == 2 * kinds
     assert "| 512 | namm, rehearsed | 2 | 0.25" in tables.speed_table({"rows": rows})
+
+
+def test_a_gpu_is_measured_and_without_one_the_program_can_be_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton", reason="the extra 'ragged' is for Linux")
+    if not torch.cuda.is_available():
+        for options, said in ([], "PyTorch finds none"), (["--device", "cpu"], "on a CPU it can only be tried out"):
+            with pytest.raises(SystemExit, match=f"^this benchmark needs a GPU.*{said}"):
+                run(monkeypatch, "gpu.py", *options, "--json", tmp_path / "none.json")
+        assert not list(tmp_path.iterdir())
+    file = tmp_path / "found.json"
+    late = "--quick", "--device", "cpu", "--json", file
+    run(monkeypatch, "gpu.py", *late, "--seconds", 0)
+    assert all(row["left"] for row in json.loads(file.read_text(encoding="utf-8"))["rows"])
+    run(monkeypatch, "gpu.py", *late)
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert not list(tmp_path.glob("*.journal.jsonl")) and not any("left" in row for row in found["rows"])
+    for row in found["rows"]:
+        if row["measured"] == "agreement":
+            assert row["ragged_float32_error"] < 1e-5 and row["ragged_float32_flips"] == 0
+    assert {row["cache"] for row in found["rows"] if row["measured"] == "model"} >= {
+        "full",
+        "static, graphed",
+        "ragged",
+    }
+    for table in render.agreement_table, render.kernel_table, render.model_table:
+        assert "nan" not in table(found) and "not measured" not in table(found)
+    assert render.origin(found).count("weights") == 2
+
+
+def test_what_does_not_fit_a_gpu_or_was_left_is_told() -> None:
+    what = {"measured": "model", "model": "random:m", "tokens": 8, "rows": 1, "repeat": 0}
+    one = {"fits": True, "decode_seconds": 0.5, "kept_fraction": 1.0, "held_bytes": 2**30}
+    rows = [what | {"cache": "full", "fits": False}, what | {"cache": "ragged"} | one]
+    rows += [what | {"cache": "late", "left": True}]
+    full, ragged, late = render.model_table({"rows": rows}).splitlines()[2:]
+    assert full.startswith("| m | 8 | 1 | full | 1 | does not fit |")
+    assert ragged.startswith("| m | 8 | 1 | ragged | 1 |  |  | 500.00 |  |  | 1.000 | 1.00 |")
+    assert late.startswith("| m | 8 | 1 | late | 1 | not measured |")
+
+
+def test_launches_are_counted_for_every_engine(
+    reader_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "found.json"
+    run(monkeypatch, "speed.py", "--quick", "--engine", "padded", "--model", reader_folder, "--json", file)
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert {row["engine"] for row in found["rows"] if "cache" in row} == {"padded"}
+    counts = {row["launches"]: row for row in found["rows"] if "launches" in row}
+    assert counts["padded"]["block"] <= 200 and counts["padded"]["step"] <= 18
+    assert counts["full"]["step"] is None and 20 < counts["full"]["step_model"] < 100
+    if "ragged" in counts:
+        assert counts["ragged"]["block"] <= 15 and counts["ragged"]["step"] <= 4
+        assert counts["ragged"]["step_model"] < counts["full"]["step_model"] + 4
+    assert render.launches_table(found).splitlines()[-1].startswith("| ragged | 1 | " if "ragged" in counts else "| pa")
+    assert "| 512 | namm, in pieces | 2 |" in tables.speed_table(found)
 
 
 def test_starting_is_measured_without_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

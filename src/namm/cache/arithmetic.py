@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -106,6 +107,16 @@ class AttentionForm:
         return found.logsumexp(-1)
 
 
+class Segmented(Protocol):
+    """Tokens of several heads; see `namm.cache.storage.TokenStore`."""
+
+    @property
+    def heads(self) -> int: ...
+    @property
+    def lengths(self) -> Sequence[int]: ...
+    def segment(self, head: int, name: str) -> Tensor: ...
+
+
 def attend(
     query: Tensor,
     keys: Tensor,
@@ -154,6 +165,28 @@ def attend(
     if values is None:
         return None
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+def attend_newest(query: Tensor, store: Segmented, form: AttentionForm) -> Tensor:
+    """What `attend` gives for the newest token's own query, of all KV heads of a row in turn.
+
+    Args:
+        query: ``[query heads, 1, width]``.
+
+    Returns:
+        ``[query heads, 1, value width]``.
+    """
+    scaled = (query * form.scaling)[:, 0]
+    outputs = []
+    for head, (own, tokens) in enumerate(zip(groups(query, store.heads), store.lengths, strict=True)):
+        keys, values = store.segment(head, "keys"), store.segment(head, "values")
+        slots = min(round_up(tokens), keys.shape[0])
+        logits = bounded(scaled[own] @ keys[:slots].T, form.softcap)
+        if tokens < slots:
+            logits[:, tokens:] = -math.inf
+        probabilities = softmax_beside(logits, None if form.sinks is None else form.sinks[own])
+        outputs.append(probabilities @ values[:slots])
+    return torch.cat(outputs)[:, None]
 
 
 def replay(query: Tensor, log_normalisers: Tensor, keys: Tensor, form: AttentionForm, into: Tensor) -> None:

@@ -137,6 +137,11 @@ class MemoryLayer(CacheLayerMixin):
         self.compare()
         return output
 
+    def forget_handed(self) -> None:
+        """Give up what a call that failed has handed to the model."""
+        self._handed = None
+        self.loan.give_back()
+
     def compare(self) -> None:
         """Have the heads of all layers decided on together, where this is the last one and blocks ended since then."""
         if not (self.every and self.policy.trims and self.engine.decided):

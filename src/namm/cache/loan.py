@@ -22,6 +22,8 @@ from namm.cache.serves import UnsupportedModelError
 IMPLEMENTATION = "namm_memory"
 """Name of the attention implementation (without "sdpa" or "flash", which would trigger transformers' own checks)."""
 
+INTERNAL = "_attn_implementation_internal"  # of a configuration; set without transformers' checks, which take longer
+
 _lock = threading.Lock()
 _lent: dict[
     int, tuple[PretrainedConfig, str | None, int]
@@ -51,9 +53,9 @@ class Loan:
         if not self._holding:
             with _lock:
                 for config in self.configs:
-                    _, own, borrowers = _lent.get(id(config), (config, config._attn_implementation_internal, 0))
+                    _, own, borrowers = _lent.get(id(config), (config, vars(config)[INTERNAL], 0))
                     _lent[id(config)] = config, own, borrowers + 1
-                    config._attn_implementation_internal = IMPLEMENTATION
+                    vars(config)[INTERNAL] = IMPLEMENTATION
             self._holding = True
             _collect()
 
@@ -92,7 +94,7 @@ def _restore(configs: Sequence[PretrainedConfig]) -> None:
         if borrowers > 1:
             _lent[id(config)] = config, own, borrowers - 1
         else:
-            config._attn_implementation_internal = own
+            vars(config)[INTERNAL] = own
 
 
 def own_implementation(config: PretrainedConfig) -> str | None:

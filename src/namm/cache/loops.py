@@ -40,7 +40,8 @@ class Loops:
                 for b in range(batch)
             ]
         if real is None:
-            return torch.stack(self._serve(list(query), list(keys), list(values), form, waits)).transpose(1, 2)
+            outputs = self._serve(query.unbind(), keys.unbind(), values.unbind(), form, waits)
+            return (outputs[0][None] if batch == 1 else torch.stack(outputs)).transpose(1, 2)
         picks = [row.nonzero().squeeze(-1).to(query.device) for row in real]
         real_queries, real_keys, real_values = (
             [t[b].index_select(1, pick) for b, pick in enumerate(picks)] for t in (query, keys, values)
@@ -60,18 +61,27 @@ class Loops:
     ) -> list[Tensor]:
         """Output ``[query heads, n, value width]`` of each row's new tokens; rows may differ in number."""
         lengths = [query.shape[1] for query in queries]
+        if all(0 < length == row.room(length) for row, length in zip(self.rows, lengths, strict=True)):
+            new = zip(self.rows, queries, keys, values, strict=True)
+            outputs = [row.advance(query, key, value, form, waits) for row, query, key, value in new]
+            self._decide_on_ended()
+            return outputs
         outputs = [q.new_empty(q.shape[0], q.shape[1], v.shape[-1]) for q, v in zip(queries, values, strict=True)]
         done = [0] * len(self.rows)
         while done != lengths:
             for b, row in enumerate(self.rows):
                 if done[b] < lengths[b]:
                     span = slice(done[b], done[b] + row.room(lengths[b] - done[b]))
-                    new = queries[b][:, span], keys[b][:, span], values[b][:, span]
-                    outputs[b][:, span] = row.advance(*new, form, waits)
+                    piece = queries[b][:, span], keys[b][:, span], values[b][:, span]
+                    outputs[b][:, span] = row.advance(*piece, form, waits)
                     done[b] = span.stop
-            self.decided |= any(row.due for row in self.rows)
-            self.decide([self])
+            self._decide_on_ended()
         return outputs
+
+    def _decide_on_ended(self) -> None:
+        """Ask about the rows whose block has just ended."""
+        self.decided |= any(row.due for row in self.rows)
+        self.decide([self])
 
     def settle(self, form: AttentionForm, rows: Sequence[int] | None) -> None:
         """End the block of some rows (None: all) here; what is then due, `decide` asks about."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from namm.cache.arithmetic import AttentionForm, attend, attend_exactly, groups, refuse_infinite
+from namm.cache.arithmetic import AttentionForm, attend, attend_exactly, attend_newest, groups, refuse_infinite
 from namm.cache.packed import KV, Packed, Packing, packing_of
 from namm.cache.queries import Queries
 from namm.cache.record import Record
@@ -100,8 +100,7 @@ class Row:
         Raises:
             ValueError: if attention gave NaN or infinity in a block that is to be judged.
         """
-        policy, new = self.policy, query.shape[1]
-        interval = policy.update_interval
+        policy, interval, new = self.policy, self.policy.update_interval, query.shape[1]
         ends, whole = self.fresh + new == interval and not waits, new == interval and not waits
         store = self.own() if ends else self.store
         store.append(keys, values, torch.arange(self.seen, self.seen + new, device=keys.device))
@@ -110,8 +109,11 @@ class Row:
             self.queries.remember(query, policy.queries)
         watched = self._watched(query if whole else self.queries.recall()) if ends else query[:, :0]
         record = self._record(watched) if whole and watched.shape[1] else None
-        outputs = [self._attend(h, query[own], own, form, record) for h, own in enumerate(groups(query, store.heads))]
-        output = torch.cat(outputs)
+        if new == 1 and record is None and interval is not None:
+            output = attend_newest(query, store, form)
+        else:
+            shares = enumerate(groups(query, store.heads))
+            output = torch.cat([self._attend(h, query[own], own, form, record) for h, own in shares])
         if ends:
             refuse_infinite(output[None], store.heads, self.layer, [self.index], {self.index: self.seen})
             self._observe(watched, form, record)
@@ -185,8 +187,7 @@ class Row:
             store.head(h)["positions"].sub_(count.int())
         self.queries.hide(positions, self.seen, self.updated)
         self.updated -= int((positions < self.updated).sum())
-        self.seen -= len(positions)
-        self.hid = True
+        self.seen, self.hid = self.seen - len(positions), True
         self._pack(stay)
 
     def query_bytes(self) -> int:
@@ -194,9 +195,10 @@ class Row:
         return self.queries.nbytes()
 
     def clone(self) -> Row:
-        made = replace(self, store=self.store.clone(), queries=self.queries.clone(), due=list(self.due))
-        made.packing = None if self.packing is None else replace(self.packing)
-        return made
+        packing = None if self.packing is None else replace(self.packing)
+        return replace(
+            self, store=self.store.clone(), queries=self.queries.clone(), due=list(self.due), packing=packing
+        )
 
     def fork(self) -> Row:
         """A row that goes on by itself from here. Both share what is held now, until they are decided on."""
@@ -257,9 +259,7 @@ class Row:
             return attend_exactly(query, kept["keys"], kept["values"], form.scaling)
         keys, values = store.segment(head, "keys"), store.segment(head, "values")
         into = () if record is None else record.of(self.own().slots(head), own)
-        output = attend(query, keys, values, store.lengths[head], form, *into)
-        assert output is not None
-        return output
+        return attend(query, keys, values, store.lengths[head], form, *into)  # type: ignore[return-value]
 
     def _observe(
         self, watched: Tensor, form: AttentionForm, record: Record | None = None, *, whole: bool = False

@@ -80,7 +80,7 @@ class TokenStore:
         if any(length + tokens > slots for length, slots in zip(self.lengths, self.capacities, strict=True)):
             spare = max(tokens, min(SEGMENT, max(self.lengths) // 4))  # of a cache that grows by single tokens
             self._relocate([None] * self.heads, spare)
-        self._writable_columns()
+        self._writable_columns("keys", "values", "positions")
         for head, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
             slots = slice(start + length, start + length + tokens)
             self.columns["keys"][slots] = keys[head]
@@ -94,10 +94,11 @@ class TokenStore:
         for name, column in self._state.items():
             if name not in self.columns:
                 self.columns[name] = torch.zeros(slots, *column.shape, dtype=column.dtype, device=device)
-        self._writable_columns()
+        self._writable_columns(*self.columns)
 
-    def _writable_columns(self) -> None:
-        self.columns = {name: writable(column) for name, column in self.columns.items()}
+    def _writable_columns(self, *names: str) -> None:
+        for name in names:
+            self.columns[name] = writable(self.columns[name])
 
     def keep(self, indices: Sequence[Tensor]) -> None:
         """Forget all but the given tokens of each head and free their memory.

@@ -64,6 +64,28 @@ class Ragged(Batched):
             self._observe(ends, form, whole=False)
         return output
 
+    def places(self) -> list[Tensor]:
+        """What a step of decoding reads and writes until something is moved."""
+        held = [self.store.records, self.store.table] if self.seen else []
+        return held + ([self.ring.queries, self.ring.normalisers] if self.seen and self.ring is not None else [])
+
+    def free(self) -> int:
+        """Tokens until the first row's block is full."""
+        return min(self._room(), default=0)
+
+    def repeated(self) -> None:
+        """Count a token of every row that was stored by the launches of an earlier step."""
+        self._took([1] * len(self.seen), waits=True)
+        self.store.lengths = [[length + 1 for length in row] for row in self.store.lengths]
+
+    def counts(self) -> tuple[list[int], list[list[int]]]:
+        """How many tokens were seen and are held, for `recount`."""
+        return self.seen, self.store.lengths
+
+    def recount(self, counts: tuple[list[int], list[list[int]]]) -> None:
+        """Take back what was counted since then, and not stored."""
+        self.seen, self.store.lengths = counts
+
     def _observe(self, rows: list[int], form: AttentionForm, *, whole: bool) -> None:
         fresh = self.fresh[rows[0]]
         if self.ring is not None:
