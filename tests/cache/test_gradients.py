@@ -245,6 +245,25 @@ def test_a_cache_in_training_refuses_what_would_lose_gradients(llama: PreTrained
     cache.batch_select_indices(torch.tensor([1, 0]))
 
 
+def test_layers_before_the_first_one_that_learns_are_computed_again_too(llama: PreTrainedModel) -> None:
+    """Of the first layer only what follows attention learns, so that its queries want no gradient."""
+    ids, found = ids_of(1, 90), []
+    for checkpointed in (False, True):
+        model = copy.deepcopy(llama)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("mlp" in name)
+        if checkpointed:
+            model.train().gradient_checkpointing_enable()
+        cache = MemoryCache(model, H2O(budget=0.3, update_interval=16))
+        cache.train()
+        for piece in ids.split(50, dim=1):
+            loss = model(piece, past_key_values=cache, use_cache=True).logits.square().mean()
+        loss.backward()
+        found.append({name: own.grad for name, own in model.named_parameters() if own.grad is not None})
+    assert len(found[0]) == 6
+    close(found[1], found[0], 1e-12)
+
+
 def test_checkpoints_that_cannot_be_served_are_refused(llama: PreTrainedModel) -> None:
     ids, rule = ids_of(1, 60), H2O(budget=0.5, update_interval=16)
     model = copy.deepcopy(llama).train()

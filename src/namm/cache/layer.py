@@ -134,16 +134,15 @@ class MemoryLayer(CacheLayerMixin):
             self._handed = None
             return self.tape.again(query, keys, values, form)
         inputs = query, keys, values
-        wanted = torch.is_grad_enabled() and any(
-            tensor.requires_grad for tensor in (*inputs, form.sinks) if tensor is not None
-        )
-        if wanted and not self._no_gradient():
+        recorded = torch.is_grad_enabled() and not self._no_gradient()
+        if recorded:
 
             def compute(holding: Holding, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
                 return self._attend(query, keys, values, mask, form, holding)
 
             output = self.tape.attend(compute, self.rows, *inputs, form)
         else:
+            self.tape.missed |= torch.is_grad_enabled()
             output = _WithoutGradient.apply(self._attend, self._no_gradient(), *inputs, mask, form)
         self.seen_with_padding += tokens
         self._handed = None

@@ -26,8 +26,8 @@ from namm.cache.serves import UnsupportedModelError
 from namm.support.tensors import round_up
 
 NOT_RECORDED = (
-    "a layer is computed again for its gradient, and a MemoryCache has not recorded its first time: checkpoint with "
-    "use_reentrant=False, which is transformers' default, and layers rather than whole calls of the model"
+    "a layer is computed again for its gradient, and the MemoryCache has not recorded all calls: checkpoint layers and "
+    "not whole calls, with use_reentrant=False as transformers does, and train() the cache before its first call"
 )
 
 
@@ -181,11 +181,13 @@ class Tape:
     Attributes:
         keeps: every call is recorded, with what earlier ones left; else the first one only.
         calls: those recorded.
+        missed: there was one that gradients may be wanted of and that is not recorded.
     """
 
     def __init__(self, keeps: bool = False) -> None:
         self.keeps = keeps
         self.calls: list[Call] = []
+        self.missed = False
         self._past: list[Past] = []
         self._newest: tuple[Tensor, Tensor, Call] | None = None
 
@@ -224,7 +226,7 @@ class Tape:
         """
         newest = keys[:, :, -1].detach()
         alike = [call for call in self.calls if call.newest.shape == newest.shape]
-        if not alike:
+        if not alike or self.missed:
             raise UnsupportedModelError(NOT_RECORDED)
         call = min(reversed(alike), key=lambda each: float((each.newest - newest).abs().max()))
         past = _flat(call.past)
