@@ -196,8 +196,9 @@ SECTIONS = (
     Section(
         "tune_step",
         lambda found: f"A step of learning: {on(found)}",
-        "Forward and backward of one text, layers checkpointed, beside the full cache in one call (sdpa). Bytes are "
-        "those that a step adds: when the forward pass is done, and at most. Medians, and the ranges seen.",
+        "Forward and backward of one text: on the full cache in one call (sdpa), its layers checkpointed; under the "
+        "memory, and where nothing is forgotten, in pieces that are computed again in the backward pass. Bytes are those "
+        "that a step adds: when the forward pass is done, and at most. Seconds: medians, and the ranges seen.",
         (step_table,),
     ),
     Section("page", titled("The page of `namm inspect`"), "In Chromium without a window; one run.", (page_table,)),

@@ -3,9 +3,9 @@
     python benchmarks/tune_step.py                               # SmolLM2 at 2k, 4k and 8k tokens
     python benchmarks/tune_step.py --lengths 1024 2048 --repeats 1
 
-A step is `namm tune --objective answers` with one text: forward and backward, layer by layer checkpointed, adapters of
-rank 16. The full cache is one call without a cache (sdpa); "full, in pieces" goes through the layers of the memory,
-and nothing is forgotten. Each repetition takes all kinds in turn. The first one, which also warms up, counts the bytes
+A step is `namm tune --objective answers` with one text: forward and backward, adapters of rank 16. The full cache is one
+call without a cache (sdpa), its layers checkpointed. Under a memory the text goes in by pieces, each of which is
+computed again in the backward pass; so it does where it says "full, in pieces", and nothing is forgotten. Each repetition takes all kinds in turn. The first one, which also warms up, counts the bytes
 that a step adds to what the process (on a GPU: the device) held before: at most, and when the forward pass is done.
 They are Linux's own count, of an allocator that is told to give back at once; seconds are those of the repetitions
 that follow.
@@ -75,7 +75,7 @@ class Bytes:
 def giving_back() -> Iterator[None]:
     """Within it the memory of every large tensor goes back when it is freed, which takes longer."""
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 2**18)
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 2**20)
     try:
         yield
     finally:

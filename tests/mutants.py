@@ -672,8 +672,15 @@ MUTATIONS = [
     Mutation(
         "a layer that is computed again takes another call's decisions",
         "cache/tape.py",
-        "call = min(reversed(alike), key=",
-        "call = max(reversed(alike), key=",
+        "return min(reversed(alike), key=",
+        "return max(reversed(alike), key=",
+        (GRADIENTS,),
+    ),
+    Mutation(
+        "a call that is computed again takes the first one's decisions",
+        "cache/checkpointed.py",
+        "tape.replayed = number",
+        "tape.replayed = 0",
         (GRADIENTS,),
     ),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from dense import Decisions, attending
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
@@ -22,6 +24,7 @@ from transformers import (
 )
 
 from namm import NAMM, MemoryCache, NAMMConfig, UnsupportedModelError
+from namm.cache import checkpointed
 from namm.policies import H2O, Full, NAMMPolicy, Policy, SnapKV
 
 SMALL = {
@@ -168,8 +171,8 @@ def test_layers_that_are_computed_again_give_the_same(llama: PreTrainedModel, st
     model, ids = copy.deepcopy(llama), ids_of(2, 120)
     mask = mask_of(2, 120, 9)
     found = []
-    for checkpointed in (False, True):
-        if checkpointed:
+    for again in (False, True):
+        if again:
             model.train().gradient_checkpointing_enable()
         cache = MemoryCache(model, NAMMPolicy(MEMORY, kept=0.3))
         if stops is not None:
@@ -245,14 +248,79 @@ def test_a_cache_in_training_refuses_what_would_lose_gradients(llama: PreTrained
     cache.batch_select_indices(torch.tensor([1, 0]))
 
 
+@pytest.mark.parametrize("layers_too", [False, True])
+def test_calls_that_are_computed_again_give_the_same(llama: PreTrainedModel, layers_too: bool) -> None:
+    """A text in pieces, decided on between; of each piece only its loss is left, and nothing of the model's inside."""
+    model, ids, found = copy.deepcopy(llama), ids_of(2, 120), []
+    mask = mask_of(2, 120, 9)
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+
+    def lost(start: int, stop: int, cache: MemoryCache) -> Tensor:
+        options = {"attention_mask": mask[:, :stop], "position_ids": positions[:, start:stop], "use_cache": True}
+        logits = model(ids[:, start:stop], past_key_values=cache, **options).logits
+        return loss_of(logits, mask[:, start:stop])
+
+    for again in (False, True):
+        if again and layers_too:
+            model.train().gradient_checkpointing_enable()
+        cache = MemoryCache(model, NAMMPolicy(MEMORY, kept=0.3))
+        cache.train()
+        losses = []
+        for span in ((0, 40), (40, 90), (90, 91), (91, 120)):
+            losses.append(checkpointed(cache, lost, *span, cache) if again else lost(*span, cache))
+            cache.settle()
+        before = cache.positions()
+        found.append(gradients_of(model, torch.stack(losses).sum()))
+        cache.check()
+        assert cache.get_seq_length() == 120
+        for layer, same in zip(before, cache.positions(), strict=True):
+            assert all(torch.equal(*pair) for row in zip(layer, same, strict=True) for pair in zip(*row, strict=True))
+    close(found[1], found[0], 1e-12)
+    assert not any("_can_checkpoint_with_cache" in module.__dict__ for module in model.modules())
+
+
+def test_of_a_call_that_is_computed_again_nothing_is_held(llama: PreTrainedModel) -> None:
+    """What the model has made inside is gone before the backward pass, which makes it once more."""
+    ids = ids_of(1, 128)
+    cache = MemoryCache(llama, NAMMPolicy(MEMORY, budget=20))
+    cache.train()
+    inside: list[weakref.ref[Tensor]] = []
+    hook = llama.model.layers[0].mlp.register_forward_hook(lambda *given: inside.append(weakref.ref(given[2])))
+    losses = [
+        checkpointed(cache, lambda own: llama(own, past_key_values=cache).logits.square().mean(), piece)
+        for piece in ids.split(64, dim=1)
+    ]
+    hook.remove()
+    assert len(inside) == 2 and all(own() is None for own in inside)
+    torch.stack(losses).sum().backward()
+
+
+def test_what_is_checkpointed_calls_the_model_once(llama: PreTrainedModel) -> None:
+    ids, rule = ids_of(1, 60), H2O(budget=0.5, update_interval=16)
+    cache = MemoryCache(llama, rule)
+    with pytest.raises(ValueError, match="call train"):
+        checkpointed(cache, lambda: llama(ids, past_key_values=cache).logits)
+    cache.train()
+    with pytest.raises(ValueError, match="call the model once"):
+        checkpointed(cache, lambda: None)
+    windows = made(Gemma2Config(**SMALL, sliding_window=24))
+    with pytest.raises(UnsupportedModelError, match="sliding window"):
+        checkpointed(MemoryCache(windows, rule), lambda: None)
+    plain = MemoryCache(llama, rule)
+    plain.train()
+    loss = checkpoint(lambda: llama(ids, past_key_values=plain).logits.sum(), use_reentrant=False)
+    with pytest.raises(UnsupportedModelError, match="namm.cache.checkpointed"):
+        loss.backward()
+
+
 def test_layers_before_the_first_one_that_learns_are_computed_again_too(llama: PreTrainedModel) -> None:
     """Of the first layer only what follows attention learns, so that its queries want no gradient."""
     ids, found = ids_of(1, 90), []
-    for checkpointed in (False, True):
+    for again in (False, True):
         model = copy.deepcopy(llama)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("mlp" in name)
-        if checkpointed:
+        if again:
             model.train().gradient_checkpointing_enable()
         cache = MemoryCache(model, H2O(budget=0.3, update_interval=16))
         cache.train()

@@ -175,7 +175,8 @@ def memory_mask(
         return found
     layer = kv_length.layer
     layer.loan.give_back()
-    layer.padding.told(attention_mask, int(q_offset), q_length)
+    if not recomputing():
+        layer.padding.told(attention_mask, int(q_offset), q_length)
     if mask_function is causal_mask_function:
         return None
     judged: Tensor | None = sdpa_mask(*args, **arguments)

@@ -17,7 +17,7 @@ from namm.cache.loan import IMPLEMENTATION, Loan
 from namm.cache.loops import Loops
 from namm.cache.padding import Padding
 from namm.cache.serves import UnsupportedModelError
-from namm.cache.tape import NOT_RECORDED, Tape, recomputing
+from namm.cache.tape import Tape, recomputing
 from namm.models.rope import Rotary
 from namm.policies.base import Policy
 
@@ -81,15 +81,14 @@ class MemoryLayer(CacheLayerMixin):
 
     def get_seq_length(self) -> int:
         """Tokens seen, padding included, never tokens kept: positions and generate's slicing follow from it."""
-        return self.seen_with_padding
+        return self.tape.offset_again() if recomputing() else self.seen_with_padding
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """The mask covers the new tokens only: all that is kept is visible, and padding is never stored."""
-        if recomputing():
-            raise UnsupportedModelError(NOT_RECORDED)
+        offset = self.get_seq_length()
         self.loan.keep_cache()
         self.loan.borrow()  # transformers looks the mask function up next
-        return AskedLength.of(query_length, self), self.seen_with_padding
+        return AskedLength.of(query_length, self), offset
 
     def get_max_length(self) -> int:
         return -1
@@ -132,6 +131,7 @@ class MemoryLayer(CacheLayerMixin):
             )
         if recomputing():
             self._handed = None
+            self._last_attended()
             return self.tape.again(query, keys, values, form)
         inputs = query, keys, values
         recorded = torch.is_grad_enabled() and not self._no_gradient()
@@ -140,15 +140,18 @@ class MemoryLayer(CacheLayerMixin):
             def compute(holding: Holding, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
                 return self._attend(query, keys, values, mask, form, holding)
 
-            output = self.tape.attend(compute, self.rows, *inputs, form)
+            output = self.tape.attend(compute, self.rows, *inputs, form, self.seen_with_padding)
         else:
             self.tape.missed |= torch.is_grad_enabled()
             output = _WithoutGradient.apply(self._attend, self._no_gradient(), *inputs, mask, form)
         self.seen_with_padding += tokens
         self._handed = None
+        self._last_attended()
+        return output
+
+    def _last_attended(self) -> None:
         if self.every:
             self.loan.drop_cache()
-        return output
 
     def train(self, keeps: bool) -> None:
         """See `MemoryCache.train`."""

@@ -25,7 +25,7 @@ IMPLEMENTATION = "namm_memory"
 
 CHECKPOINTED = (
     "gradient checkpointing needs a MemoryCache for all layers, and some of this model's have a sliding window or a "
-    "state: call model.gradient_checkpointing_disable()"
+    "state: do without, by model.gradient_checkpointing_disable()"
 )
 
 _lock = threading.Lock()

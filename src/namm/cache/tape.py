@@ -26,8 +26,8 @@ from namm.cache.serves import UnsupportedModelError
 from namm.support.tensors import round_up
 
 NOT_RECORDED = (
-    "a layer is computed again for its gradient, and the MemoryCache has not recorded all calls: checkpoint layers and "
-    "not whole calls, with use_reentrant=False as transformers does, and train() the cache before its first call"
+    "a layer is computed again for its gradient, and the MemoryCache has not recorded its call: checkpoint layers with "
+    "use_reentrant=False as transformers does, calls by namm.cache.checkpointed, and train() the cache before the first"
 )
 
 
@@ -42,6 +42,7 @@ class Call:
 
     Attributes:
         form: how it attends, without sinks.
+        offset: tokens that the layer had seen before it, padding included.
         newest: keys of the last token, ``[rows, KV heads, width]``, by which the call is known again.
         past: tokens of earlier calls.
         places: of each row and head where in these the tokens are that it held at first, ``[n]`` int64.
@@ -49,6 +50,7 @@ class Call:
     """
 
     form: AttentionForm
+    offset: int
     newest: Tensor
     past: list[Past]
     places: list[list[Tensor]]
@@ -182,12 +184,14 @@ class Tape:
         keeps: every call is recorded, with what earlier ones left; else the first one only.
         calls: those recorded.
         missed: there was one that gradients may be wanted of and that is not recorded.
+        replayed: number of the call that is computed again as a whole; None: none is, or a layer alone.
     """
 
     def __init__(self, keeps: bool = False) -> None:
         self.keeps = keeps
         self.calls: list[Call] = []
         self.missed = False
+        self.replayed: int | None = None
         self._past: list[Past] = []
         self._newest: tuple[Tensor, Tensor, Call] | None = None
 
@@ -199,12 +203,14 @@ class Tape:
         keys: Tensor,
         values: Tensor,
         form: AttentionForm,
+        offset: int,
     ) -> Tensor:
         """Serve a call and record it.
 
         Args:
             compute: of a `Holding` to be filled, query, keys and values the output.
             rows: as they are before it.
+            offset: see `Call`.
         """
         self._catch_up(rows)
         places = [
@@ -212,7 +218,7 @@ class Tape:
             for b, row in enumerate(rows)
         ]
         bare = AttentionForm(form.scaling, form.softcap)
-        call = Call(bare, keys[:, :, -1].detach().clone(), list(self._past), places)
+        call = Call(bare, offset, keys[:, :, -1].detach().clone(), list(self._past), places)
         output = self._apply(partial(compute, call.holding), call, query, keys, values, form.sinks)
         self.calls.append(call)
         self._newest = (keys, values, call) if self.keeps else None
@@ -224,17 +230,31 @@ class Tape:
         Raises:
             UnsupportedModelError: if it is not recorded.
         """
-        newest = keys[:, :, -1].detach()
-        alike = [call for call in self.calls if call.newest.shape == newest.shape]
-        if not alike or self.missed:
-            raise UnsupportedModelError(NOT_RECORDED)
-        call = min(reversed(alike), key=lambda each: float((each.newest - newest).abs().max()))
+        call = self._known(keys) if self.replayed is None else self.calls[self.replayed]
         past = _flat(call.past)
 
         def compute(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             return replayed(call, query, keys, values, form.sinks, *past)
 
         return self._apply(compute, call, query, keys, values, form.sinks)
+
+    def offset_again(self) -> int:
+        """Of the call that is computed again as a whole.
+
+        Raises:
+            UnsupportedModelError: if it is not known which that is.
+        """
+        if self.replayed is None:
+            raise UnsupportedModelError(NOT_RECORDED)
+        return self.calls[self.replayed].offset
+
+    def _known(self, keys: Tensor) -> Call:
+        """The call with these keys, or of those with as many heads that with the nearest ones."""
+        newest = keys[:, :, -1].detach()
+        alike = [call for call in self.calls if call.newest.shape == newest.shape]
+        if not alike or self.missed:
+            raise UnsupportedModelError(NOT_RECORDED)
+        return min(reversed(alike), key=lambda each: float((each.newest - newest).abs().max()))
 
     def _apply(self, compute: Callable[..., Tensor], call: Call, *inputs: Tensor | None) -> Tensor:
         output: Tensor = _Attention.apply(compute, call, *inputs, *_flat(call.past))

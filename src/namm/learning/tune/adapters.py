@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from namm.cache import layer_kinds
 from namm.learning.tune.config import TuneConfig
 from namm.models.adapter import CONFIG_FILE, WEIGHTS_FILE
 from namm.models.load import local_path
@@ -72,7 +71,9 @@ class Adapters:
 
 @contextmanager
 def adapted(model: PreTrainedModel, settings: TuneConfig) -> Iterator[Adapters]:
-    """Within it the model has adapters and is in training, checkpointed if it can be; afterwards it is as it was.
+    """Within it the model has adapters and is in training; afterwards it is as it was.
+
+    Its layers are checkpointed where nothing is forgotten; else `text_loss` checkpoints whole pieces.
 
     Raises:
         ValueError: if it has adapters already.
@@ -81,7 +82,7 @@ def adapted(model: PreTrainedModel, settings: TuneConfig) -> Iterator[Adapters]:
         raise ValueError("the model has adapters already: learn from its base model, or merge them first")
     wanted = {name: own.requires_grad for name, own in model.named_parameters()}
     training = model.training
-    checkpoints = not model.is_activation_checkpointing and (settings.kept is None or _forgets_everywhere(model))
+    checkpoints = settings.kept is None and not model.is_activation_checkpointing
     adapters: Adapters | None = None
     try:
         adapters = Adapters(model, settings)
@@ -97,12 +98,6 @@ def adapted(model: PreTrainedModel, settings: TuneConfig) -> Iterator[Adapters]:
         for name, own in model.named_parameters():
             own.requires_grad_(wanted[name])
         model.train(training)
-
-
-def _forgets_everywhere(model: PreTrainedModel) -> bool:
-    """Whether a `MemoryCache` serves all layers, without which it can't be checkpointed."""
-    types, _ = layer_kinds(model.config, type(model).__name__)
-    return set(types) == {"full_attention"}
 
 
 def base_name(model: PreTrainedModel) -> str:
