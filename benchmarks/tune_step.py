@@ -3,12 +3,13 @@
     python benchmarks/tune_step.py                               # SmolLM2 at 2k, 4k and 8k tokens
     python benchmarks/tune_step.py --lengths 1024 2048 --repeats 1
 
-A step is `namm tune --objective answers` with one text: forward and backward, adapters of rank 16. The full cache is one
-call without a cache (sdpa), its layers checkpointed. Under a memory the text goes in by pieces, each of which is
-computed again in the backward pass; so it does where it says "full, in pieces", and nothing is forgotten. Each repetition takes all kinds in turn. The first one, which also warms up, counts the bytes
-that a step adds to what the process (on a GPU: the device) held before: at most, and when the forward pass is done.
-They are Linux's own count, of an allocator that is told to give back at once; seconds are those of the repetitions
-that follow.
+A step is `namm tune --objective answers` with one text: forward and backward, adapters of rank 16. The full cache is
+one call without a cache (sdpa), its layers checkpointed. Under a memory the text goes in by pieces, each of which is
+computed again in the backward pass, and where it says so the layers within it once more; "full, in pieces" does as
+much, and nothing is forgotten. Each repetition takes all kinds in turn. The first one, which also warms up, counts the
+bytes that a step adds to what the process (on a GPU: the device) held before: at most, and when the forward pass is
+done. They are Linux's own count, of an allocator that is told to give back at once; seconds are those of the
+repetitions that follow.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -35,7 +37,7 @@ from namm.tasks import packaged_prose
 from namm.tasks.encode import encode
 
 ANSWER = 64  # tokens that are predicted
-FULL, IN_PIECES = "full", "full, in pieces"
+FULL, IN_PIECES, LAYERS_TOO = "full", "full, in pieces", "namm, layers too"
 MMAP_THRESHOLD = -3  # of mallopt
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -89,29 +91,45 @@ def _status(name: str) -> int:
     return 1024 * int(found[1])
 
 
-def measure_bytes(setup: Setup, text: Text, policy: Callable[[], Policy] | None, piece: int) -> Row:
+@dataclass(frozen=True)
+class Kind:
+    """What a step is taken under: a policy, or the full cache (None); and whether layers are checkpointed."""
+
+    policy: Callable[[], Policy] | None
+    layers: bool
+
+    @contextmanager
+    def loss(self, setup: Setup, text: Text, piece: int) -> Iterator[torch.Tensor]:
+        """Of a text; within it its backward pass is to come."""
+        if self.layers:
+            setup.model.activation_checkpointing_enable()
+        try:
+            yield text_loss(setup.model, text, None if self.policy is None else self.policy(), piece)
+        finally:
+            setup.model.zero_grad()
+            if self.layers:
+                setup.model.activation_checkpointing_disable()
+
+
+def measure_bytes(setup: Setup, text: Text, kind: Kind, piece: int) -> Row:
     """Of one step."""
     with giving_back():
         counted = Bytes(setup.model.device)
-        loss = text_loss(setup.model, text, None if policy is None else policy(), piece)
-        held = counted.now()
-        loss.backward()
-        peak = counted.peak()
-        setup.model.zero_grad()
-    return {"held_bytes": held, "peak_bytes": peak, "loss": loss.item()}
+        with kind.loss(setup, text, piece) as loss:
+            held = counted.now()
+            loss.backward()
+            return {"held_bytes": held, "peak_bytes": counted.peak(), "loss": loss.item()}
 
 
-def measure_seconds(setup: Setup, text: Text, policy: Callable[[], Policy] | None, piece: int) -> Row:
+def measure_seconds(setup: Setup, text: Text, kind: Kind, piece: int) -> Row:
     """Of one step."""
-    started = time.perf_counter()
-    loss = text_loss(setup.model, text, None if policy is None else policy(), piece)
-    forward = time.perf_counter() - started
-    loss.backward()
-    if setup.model.device.type == "cuda":
-        torch.cuda.synchronize(setup.model.device)
-    seconds = time.perf_counter() - started
-    setup.model.zero_grad()
-    return {"seconds": seconds, "forward_seconds": forward, "loss": loss.item()}
+    started, processor = time.perf_counter(), time.process_time()
+    with kind.loss(setup, text, piece) as loss:
+        loss.backward()
+        if setup.model.device.type == "cuda":
+            torch.cuda.synchronize(setup.model.device)
+        seconds = time.perf_counter() - started
+        return {"seconds": seconds, "processor_seconds": time.process_time() - processor, "loss": loss.item()}
 
 
 def main() -> None:
@@ -127,16 +145,18 @@ def main() -> None:
     results = Measurements(arguments, made_with(arguments, setup))
     words = "\n\n".join(document.text for document in packaged_prose("heldout"))
     ids = encode(setup.tokenizer, words)[0]
-    kinds: dict[str, Callable[[], Policy] | None] = {FULL: None, IN_PIECES: Full}
-    kinds |= {f"namm {kept}": partial(NAMMPolicy, setup.memory, kept=kept) for kept in arguments.fractions}
+    kinds = {FULL: Kind(None, True), IN_PIECES: Kind(Full, False)}
+    for kept in arguments.fractions:
+        kinds[f"namm {kept}"] = Kind(partial(NAMMPolicy, setup.memory, kept=kept), False)
+    kinds[LAYERS_TOO] = Kind(partial(NAMMPolicy, setup.memory, kept=arguments.fractions[0]), True)
     with adapted(setup.model, TuneConfig()):
         for repeat, length in track(list(product(range(arguments.repeats + 1), arguments.lengths)), "steps"):
             own = ids.repeat(-(-length // len(ids)))[:length]
             text = Text(own[:-ANSWER], own[-ANSWER:], ANSWER)
-            for kind, policy in kinds.items():
-                what = {"kind": kind, "tokens": length, "piece": arguments.piece, "repeat": repeat}
+            for name, kind in kinds.items():
+                what = {"kind": name, "tokens": length, "piece": arguments.piece, "repeat": repeat}
                 measure = measure_seconds if repeat else measure_bytes
-                results.row(partial(measure, setup, text, policy, arguments.piece), **what)
+                results.row(partial(measure, setup, text, kind, arguments.piece), **what)
     results.write()
 
 

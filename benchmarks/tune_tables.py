@@ -30,13 +30,8 @@ def step_table(found: Row) -> str:
             (size,) = select(rows, tokens=tokens, kind=kind, repeat=0)
             timed = [row for row in select(rows, tokens=tokens, kind=kind) if row["repeat"]]
             ratios = [row["seconds"] / seconds_full[row["repeat"]] for row in timed]
-            line = [
-                f"{tokens:,}",
-                kind,
-                str(len(timed)),
-                middle([row["seconds"] for row in timed], ".1f"),
-                middle(ratios),
-            ]
+            times = [middle([row["seconds"] for row in timed], ".1f"), middle(ratios)] if timed else ["", ""]
+            line = [f"{tokens:,}", kind, str(len(timed)), *times]
             for name in ("held_bytes", "peak_bytes"):
                 line += [f"{size[name] / MIB:,.0f}", f"{size[name] / full[name]:.2f}"]
             lines.append(tuple(line))
