@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import weakref
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +10,8 @@ import torch
 from dense import Decisions, attending
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoModelForCausalLM,
@@ -279,20 +279,29 @@ def test_calls_that_are_computed_again_give_the_same(llama: PreTrainedModel, lay
     assert not any("_can_checkpoint_with_cache" in module.__dict__ for module in model.modules())
 
 
-def test_of_a_call_that_is_computed_again_nothing_is_held(llama: PreTrainedModel) -> None:
-    """What the model has made inside is gone before the backward pass, which makes it once more."""
-    ids = ids_of(1, 128)
+def test_of_calls_that_are_computed_again_one_at_a_time_is_held(llama: PreTrainedModel) -> None:
+    """What the model has made inside is gone before the backward pass, which makes it once more, call by call."""
     cache = MemoryCache(llama, NAMMPolicy(MEMORY, budget=20))
     cache.train()
-    inside: list[weakref.ref[Tensor]] = []
-    hook = llama.model.layers[0].mlp.register_forward_hook(lambda *given: inside.append(weakref.ref(given[2])))
+    inside: list[StorageWeakRef] = []
+    most = 0
+
+    def watch(module: nn.Module, given: object, made: Tensor) -> None:
+        nonlocal most
+        inside.append(StorageWeakRef(made.untyped_storage()))
+        most = max(most, sum(not storage.expired() for storage in inside))
+
+    hooks = [layer.mlp.act_fn.register_forward_hook(watch) for layer in llama.model.layers]
+    pieces = ids_of(1, 256).split(64, dim=1)
     losses = [
         checkpointed(cache, lambda own: llama(own, past_key_values=cache).logits.square().mean(), piece)
-        for piece in ids.split(64, dim=1)
+        for piece in pieces
     ]
-    hook.remove()
-    assert len(inside) == 2 and all(own() is None for own in inside)
+    assert len(inside) == 8 and all(storage.expired() for storage in inside)
     torch.stack(losses).sum().backward()
+    for hook in hooks:
+        hook.remove()
+    assert len(inside) == 16 and most == 2, "both layers of one call"
 
 
 def test_what_is_checkpointed_calls_the_model_once(llama: PreTrainedModel) -> None:
