@@ -30,8 +30,8 @@ from measuring import Measurements, Row, Setup, load, made_with, parser
 from rich.progress import track
 
 from namm.learning import Text, TuneConfig
-from namm.learning.tune.adapters import adapted
-from namm.learning.tune.loss import text_loss
+from namm.learning.tuning.adapters import adapted
+from namm.learning.tuning.loss import text_loss
 from namm.policies import Full, NAMMPolicy, Policy
 from namm.tasks import packaged_prose
 from namm.tasks.encode import encode

@@ -678,7 +678,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a call that is computed again takes the first one's decisions",
-        "cache/checkpointed.py",
+        "cache/checkpoints.py",
         "tape.replayed = number",
         "tape.replayed = 0",
         (GRADIENTS,),

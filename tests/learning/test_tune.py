@@ -21,8 +21,8 @@ from transformers import DynamicCache, PreTrainedModel
 from namm import MemoryCache, load_model
 from namm.learning import Text, TuneConfig, asked_texts, plain_text, tune
 from namm.learning.passages import Passage
-from namm.learning.tune.adapters import adapted
-from namm.learning.tune.loss import text_loss
+from namm.learning.tuning.adapters import adapted
+from namm.learning.tuning.loss import text_loss
 from namm.models import ModelNotFoundError
 from namm.policies import H2O, Full, NAMMPolicy
 from namm.tasks import Sample

@@ -1,7 +1,7 @@
 """A KV cache that forgets: storage, arithmetic of attention, layers and the cache that transformers sees."""
 
 from namm.cache.cache import MemoryCache
-from namm.cache.checkpointed import checkpointed
+from namm.cache.checkpoints import checkpointed
 from namm.cache.serves import UnsupportedModelError, layer_kinds
 from namm.cache.stats import CacheStats
 

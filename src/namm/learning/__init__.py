@@ -7,9 +7,9 @@ from namm.learning.distil.run import DistillConfig, distill
 from namm.learning.passages import Passage, cut_passages
 from namm.learning.refine.regression import RefineConfig
 from namm.learning.refine.run import refine_memory
-from namm.learning.tune.config import TuneConfig
-from namm.learning.tune.run import tune
-from namm.learning.tune.texts import Text, asked_texts, plain_text
+from namm.learning.tuning.config import TuneConfig
+from namm.learning.tuning.run import tune
+from namm.learning.tuning.texts import Text, asked_texts, plain_text
 
 __all__ = [
     "DistillConfig",

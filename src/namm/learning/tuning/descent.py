@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from namm.learning.tune.config import TuneConfig
+from namm.learning.tuning.config import TuneConfig
 from namm.support.files import load_saved, save_atomically
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from namm.cache import MemoryCache, checkpointed, layer_kinds
-from namm.learning.tune.texts import Text
+from namm.learning.tuning.texts import Text
 from namm.policies.base import Policy
 
 AsItWas = Callable[[], AbstractContextManager[None]]

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from namm.learning.tune.config import TuneConfig
+from namm.learning.tuning.config import TuneConfig
 from namm.models.adapter import CONFIG_FILE, WEIGHTS_FILE
 from namm.models.load import local_path
 from namm.support.extras import need

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from namm.learning.tune.adapters import Adapters, adapted
-from namm.learning.tune.config import TuneConfig
-from namm.learning.tune.descent import Descent
-from namm.learning.tune.loss import text_loss
-from namm.learning.tune.texts import Text
+from namm.learning.tuning.adapters import Adapters, adapted
+from namm.learning.tuning.config import TuneConfig
+from namm.learning.tuning.descent import Descent
+from namm.learning.tuning.loss import text_loss
+from namm.learning.tuning.texts import Text
 from namm.memory import NAMM
 from namm.models.load import local_path
 from namm.policies import NAMMPolicy
