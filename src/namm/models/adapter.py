@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from namm.models.gguf import quiet
 from namm.support.extras import need
 from namm.support.files import read_json
 
@@ -39,7 +40,8 @@ def load_adapted(folder: Path, load_base: Callable[[str], Loaded]) -> Loaded:
     if is_adapter(Path(base).expanduser()):
         raise ValueError(f"the adapter {folder} names another adapter, {base}, as its base: merge that one first")
     model, tokenizer = load_base(base)
-    model.load_adapter(str(folder))
+    with quiet():
+        model.load_adapter(str(folder))
     model.eval()
     model.name_or_path = model.config.name_or_path = str(folder)
     return model, tokenizer

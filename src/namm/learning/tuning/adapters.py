@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -39,7 +40,8 @@ class Adapters:
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         )
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks by the old name
             torch.manual_seed(settings.seed)
             self._wrapped = peft.get_peft_model(model, self._config)
         self.parameters: dict[str, Tensor] = {
