@@ -31,6 +31,7 @@ from tables import (
     window_table,
     wordings_table,
 )
+from tune_tables import claims_table, learned_table, step_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -213,6 +214,24 @@ SECTIONS = (
         "Scored a second: the context read once until the first eviction, beside one by one from the beginning; median "
         "and range.",
         (population_table,),
+    ),
+    Section(
+        "tune",
+        lambda found: f"Learning under forgetting: {on(found)}",
+        "Adapters that learned to answer questions about long texts, on the full cache or under the memory, and the "
+        "base model; all asked about other texts, with the full cache and with what the memory keeps. Right: every "
+        "token of the answer was the model's first choice. Of each sample the mean over seeds of learning, ± over "
+        "samples; then differences, paired by sample, and ± over seeds alone.",
+        (learned_table, claims_table),
+    ),
+    Section(
+        "tune_step",
+        lambda found: f"A step of learning: {on(found)}",
+        "Forward and backward of one text: on the full cache in one call (sdpa), its layers checkpointed; under the "
+        "memory, and where nothing is forgotten, in pieces that are computed again in the backward pass, or these and "
+        "within them the layers too. Bytes are those that a step adds: when the forward pass is done, and at most. "
+        "Seconds: medians, and the ranges seen.",
+        (step_table,),
     ),
     Section("page", titled("The page of `namm inspect`"), "In Chromium without a window; one run.", (page_table,)),
 )

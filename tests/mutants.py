@@ -21,6 +21,7 @@ class Mutation(NamedTuple):
 
 MASKS = "tests/cache/test_masks.py"
 CACHE = "tests/cache/test_cache.py"
+GRADIENTS = "tests/cache/test_gradients.py"
 PADDED = "tests/cache/test_padded.py"
 CACHE_MUTANTS = "tests/cache/test_cache_mutants.py"
 RULES = "tests/policies/test_policies.py"
@@ -631,5 +632,55 @@ MUTATIONS = [
         "file.truncate(len(whole))",
         "file.truncate(len(content))",
         ("tests/support/test_journal.py",),
+    ),
+    # gradients through a layer that forgets
+    Mutation(
+        "gradients of tokens that left with an earlier block",
+        "cache/lifetimes.py",
+        "return (self.last[head][:known] >= block).nonzero()",
+        "return (self.last[head][:known] >= 0).nonzero()",
+        (GRADIENTS,),
+    ),
+    Mutation(
+        "no gradient reaches earlier calls",
+        "cache/tape.py",
+        "into.index_add_(0, call.places[b][h], whole[:before])",
+        "into.index_add_(0, call.places[b][h], whole[:before] * 0)",
+        (GRADIENTS,),
+    ),
+    Mutation(
+        "a softcap is taken for straight",
+        "cache/backward.py",
+        "to_logits *= 1 - (logits / form.softcap).clamp_min(-1).square()",
+        "pass",
+        (GRADIENTS,),
+    ),
+    Mutation(
+        "sinks learn the wrong way",
+        "cache/backward.py",
+        "to_sinks -= ((1",
+        "to_sinks += ((1",
+        (GRADIENTS,),
+    ),
+    Mutation(
+        "checkpointed layers lose the cache",
+        "cache/keeping.py",
+        "setattr(layer, NAME, True)",
+        "pass",
+        (GRADIENTS,),
+    ),
+    Mutation(
+        "a layer that is computed again takes another call's decisions",
+        "cache/tape.py",
+        "return min(reversed(alike), key=",
+        "return max(reversed(alike), key=",
+        (GRADIENTS,),
+    ),
+    Mutation(
+        "a call that is computed again takes the first one's decisions",
+        "cache/checkpoints.py",
+        "tape.replayed = number",
+        "tape.replayed = 0",
+        (GRADIENTS,),
     ),
 ]

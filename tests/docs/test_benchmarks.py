@@ -24,6 +24,7 @@ import learning_tables  # noqa: E402
 import measuring  # noqa: E402
 import render  # noqa: E402
 import tables  # noqa: E402
+import tune_tables  # noqa: E402
 
 
 def run(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object) -> None:
@@ -43,6 +44,9 @@ def run(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object) -> Non
         ("window", tables.window_table),
         ("evolution", learning_tables.population_table),
         ("page", tables.page_table),
+        ("tune", tune_tables.learned_table),
+        ("tune", tune_tables.claims_table),
+        ("tune_step", tune_tables.step_table),
     ],
 )
 def test_a_benchmark_writes_what_its_table_needs(
@@ -340,3 +344,25 @@ def test_rules_of_an_earlier_run_are_not_measured_again(tmp_path: Path) -> None:
     made["versions"] = {"torch": "2"}
     with pytest.raises(SystemExit, match="another versions"):
         compared("third.json", ["h2o"], "--rules-from", str(tmp_path / "one.json"))
+
+
+def test_what_was_learned_is_compared_by_sample() -> None:
+    """Two seeds of each learner, three samples; a base model has one."""
+    right = {"base": [[0, 0, 1]], "full": [[1, 0, 1], [0, 0, 1]], "memory": [[1, 1, 1], [1, 0, 1]]}
+    rows = [
+        {"learned": learned, "seed": seed, "task": "a_task", "number": number, "aim": aim}
+        | {"correct": bool(found) and (aim == 0.25 or learned == "full"), "log_probability": -1.0, "kept_fraction": aim}
+        for learned, seeds in right.items()
+        for seed, own in enumerate(seeds)
+        for number, found in enumerate(own)
+        for aim in (1.0, 0.25)
+    ]
+    *_, last = tune_tables.learned_table({"rows": rows}).splitlines()
+    _, half = mean_interval([1.0, 0.5, 1.0])
+    assert last == f"| memory | 0.250 | 2 | 0.833 ± {half:.3f} | -1.000 ± 0.000 | 0.83 |"
+    lines = tune_tables.claims_table({"rows": rows}).splitlines()[2:]
+    by_sample, by_seed = mean_interval([0.5, 0.5, 0.0])[1], mean_interval([1 / 3, 1 / 3])[1]
+    cells = f"+0.333 ± {by_sample:.3f} | +0.000 ± 0.000 | +0.333 ± {by_seed:.3f} |"
+    assert lines[0] == f"| memory at 0.25 | full at 0.25 | {cells}"
+    assert lines[1] == f"| memory at 0.25 | full at 1 | {cells}"
+    assert lines[2].startswith("| full at 0.25 | base at 0.25 | +0.167")

@@ -10,7 +10,7 @@ import torch
 from refined import CONFIG, middling
 from torch import Tensor
 
-from namm import NAMM, MemoryCache, UnsupportedModelError
+from namm import NAMM, MemoryCache
 from namm.cache.arithmetic import AttentionForm
 from namm.cache.loan import Loan
 from namm.cache.padding import Padding
@@ -128,13 +128,18 @@ def test_with_everything_kept_gradients_are_those_of_plain_attention(reader) -> 
     assert gradients[0] == pytest.approx(gradients[1], abs=1e-5)
 
 
-@pytest.mark.fault("A4", siblings="the rollout is the one cache that gradients pass through")
-def test_only_a_rollout_lets_gradients_pass(reader) -> None:
-    ids = torch.randint(97, 122, (1, 80))
-    embedded = reader.get_input_embeddings()(ids).detach().requires_grad_()
-    loss = reader(inputs_embeds=embedded, past_key_values=MemoryCache(reader, middling())).logits.sum()
-    with pytest.raises(UnsupportedModelError, match="no gradient"):
-        loss.backward()
+def test_a_rollout_has_the_gradients_of_the_cache(reader) -> None:
+    ids, gradients = torch.randint(97, 122, (1, 120), generator=torch.Generator().manual_seed(0)), []
+    offset = _middle_offset(reader, ids)
+    for cache in (
+        RolloutCache(reader, RolloutPolicy(MEMORY, offset=offset)),
+        MemoryCache(reader, NAMMPolicy(MEMORY, offset=offset)),
+    ):
+        embedded = reader.get_input_embeddings()(ids).detach().requires_grad_()
+        with frozen(reader):
+            reader(inputs_embeds=embedded, past_key_values=cache).logits.logsumexp(-1).sum().backward()
+        gradients.append(embedded.grad)
+    assert gradients[0] == pytest.approx(gradients[1], abs=1e-5)
 
 
 @pytest.mark.fault("A5", siblings="an implementation set for good by the rollout; after an error")

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache
 
 from namm.cache.branch import branch
+from namm.cache.calls import check_call, check_layers
 from namm.cache.engines import engine_of
 from namm.cache.layer import MemoryLayer
 from namm.cache.loan import loan_of
@@ -20,16 +21,15 @@ from namm.cache.rehearsal import Rehearsal
 from namm.cache.saved import Saved, save
 from namm.cache.serves import (
     CANNOT_ROLL_BACK,
-    COMPILED,
     NEEDS_USE_CACHE,
     UnsupportedModelError,
-    is_compiled,
     layer_kinds,
     longrope_switch,
     refuse_switch,
     served_model,
 )
 from namm.cache.stats import CacheStats, collect
+from namm.cache.tape import recomputing
 from namm.memory import NAMM
 from namm.models.rope import rotary_of
 from namm.policies import NAMMPolicy
@@ -111,12 +111,7 @@ class MemoryCache(Cache):
             UnsupportedModelError: if the model has other layers than the one the cache was made for.
         """
         model = served_model(model)
-        types, _ = layer_kinds(model.config, type(model).__name__)
-        forgetting = [layer.index for layer in self._forgetting]
-        if len(types) != len(self.layers) or forgetting != [i for i, t in enumerate(types) if t == "full_attention"]:
-            raise UnsupportedModelError(
-                f"{type(model).__name__} has other layers than the model that this cache was made for"
-            )
+        check_layers(model, len(self.layers), [layer.index for layer in self._forgetting])
         self.loan = loan_of(model)
         for layer in self._forgetting:
             layer.loan = self.loan
@@ -127,19 +122,23 @@ class MemoryCache(Cache):
             raise UnsupportedModelError(
                 f"this cache has {len(self.layers)} layers, the model a layer {layer_idx}: it was made for another one"
             )
-        if layer_idx == self._forgetting[0].index:  # once a forward pass
-            if is_compiled(self.loan.model):
-                raise UnsupportedModelError(COMPILED)
-            if len({layer.seen_with_padding for layer in self._forgetting}) > 1:
-                raise RuntimeError(
-                    "an earlier call was interrupted and the layers of this cache saw different tokens; reset() it"
-                )
-            if not all(row.room(1) for row in self._forgetting[0].rows):
-                raise RuntimeError(
-                    "a rehearsal was interrupted, and what was read is not decided on; settle() the cache"
-                )
+        if layer_idx == self._forgetting[0].index and not recomputing():  # once a forward pass
+            check_call(self.loan.model, self._forgetting)
             self.refuse_switch(key_states.shape[2])
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def train(self, keeps: bool = True) -> None:
+        """Have gradients pass through all calls from here on, each to what it still holds of the ones before.
+
+        Without it they pass through the first call only, and a backward pass through another one is refused. They are
+        exact, given what was decided; the memory itself gets none. What calls leave behind is held with its graph until
+        `reset`. Only the engine "loops" without bits gives gradients.
+
+        Raises:
+            RuntimeError: if it has read something that gradients pass through.
+        """
+        for layer in self._forgetting:
+            layer.train(keeps)
 
     def refuse_switch(self, new: int) -> None:
         """Keys cached under short rotary frequencies mean nothing under long ones.

@@ -20,6 +20,7 @@ from namm.cache.arithmetic import AttentionForm
 from namm.cache.loan import IMPLEMENTATION, Loan, own_implementation
 from namm.cache.padding import Padding
 from namm.cache.serves import NEEDS_USE_CACHE, UnsupportedModelError
+from namm.cache.tape import recomputing
 
 
 class _Layer(Protocol):
@@ -132,7 +133,8 @@ def own_attention(module: nn.Module) -> Callable[..., Any]:
 def _refuse_unknown(module: nn.Module, value: Tensor, layer: _Layer, dropout: float, kwargs: dict[str, Any]) -> None:
     if not isinstance(value, HandedTensor) or value.layer is not layer:
         raise UnsupportedModelError(f"{type(module).__name__} attends with values that are not the cache's own")
-    if kwargs.get("use_cache") is False:
+    checkpointed = layer.loan.keeps_cache or recomputing()  # transformers says use_cache=False then
+    if kwargs.get("use_cache") is False and not checkpointed:
         raise UnsupportedModelError(NEEDS_USE_CACHE)
     if dropout and module.training:
         raise UnsupportedModelError("attention dropout is on: call model.eval() before using a MemoryCache")
@@ -173,7 +175,8 @@ def memory_mask(
         return found
     layer = kv_length.layer
     layer.loan.give_back()
-    layer.padding.told(attention_mask, int(q_offset), q_length)
+    if not recomputing():
+        layer.padding.told(attention_mask, int(q_offset), q_length)
     if mask_function is causal_mask_function:
         return None
     judged: Tensor | None = sdpa_mask(*args, **arguments)

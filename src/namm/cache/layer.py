@@ -12,10 +12,12 @@ from transformers.cache_utils import CacheLayerMixin
 from namm.cache.arithmetic import AttentionForm
 from namm.cache.engine import Engine, HeldRow
 from namm.cache.handover import AskedLength, HandedTensor
+from namm.cache.lifetimes import Holding
 from namm.cache.loan import IMPLEMENTATION, Loan
 from namm.cache.loops import Loops
 from namm.cache.padding import Padding
 from namm.cache.serves import UnsupportedModelError
+from namm.cache.tape import Tape, recomputing
 from namm.models.rope import Rotary
 from namm.policies.base import Policy
 
@@ -29,6 +31,7 @@ class MemoryLayer(CacheLayerMixin):
 
     Attributes:
         engine: what stores, attends and forgets.
+        tape: what gradients need.
         seen_with_padding: tokens so far as transformers counts them.
         padding, loan: shared by all layers of a cache.
         rotary: how the model turns queries, for a policy that sees them.
@@ -54,16 +57,19 @@ class MemoryLayer(CacheLayerMixin):
         self.index, self.policy, self.padding, self.loan, self.rotary = index, policy, padding, loan, rotary
         self.every: list[MemoryLayer] = []
         self._make = engine
+        self.tape = Tape()
         self.reset()
 
     def reset(self) -> None:
         self.engine = self._make(self.policy, self.index, self.rotary)
+        self.tape = Tape(self.tape.keeps)
         self.seen_with_padding = 0
         self.waits = self.is_initialized = False
         self._handed: tuple[Tensor, Tensor] | None = None
         self._form: AttentionForm | None = None
         self.padding.reset()
         self.loan.give_back()
+        self.loan.drop_cache()
 
     @property
     def rows(self) -> Sequence[HeldRow]:
@@ -75,19 +81,21 @@ class MemoryLayer(CacheLayerMixin):
 
     def get_seq_length(self) -> int:
         """Tokens seen, padding included, never tokens kept: positions and generate's slicing follow from it."""
-        return self.seen_with_padding
+        return self.tape.offset_again() if recomputing() else self.seen_with_padding
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """The mask covers the new tokens only: all that is kept is visible, and padding is never stored."""
+        offset = self.get_seq_length()
+        self.loan.keep_cache()
         self.loan.borrow()  # transformers looks the mask function up next
-        return AskedLength.of(query_length, self), self.seen_with_padding
+        return AskedLength.of(query_length, self), offset
 
     def get_max_length(self) -> int:
         return -1
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Hands on the new tokens ``[batch, KV heads, tokens, width]``; nothing is stored before `attend`."""
-        if self._handed is not None:
+        if self._handed is not None and not recomputing():
             raise UnsupportedModelError(
                 f"layer {self.index} updated its cache twice without attending through {IMPLEMENTATION!r}: the model's "
                 "attention can't be served, or an earlier call was interrupted; reset() the cache to use it again"
@@ -110,8 +118,8 @@ class MemoryLayer(CacheLayerMixin):
             form: how this model attends, its sinks ``[query heads]``.
 
         Returns:
-            ``[batch, tokens, query heads, value width]``; zeros for padding. A backward pass through it raises
-            UnsupportedModelError.
+            ``[batch, tokens, query heads, value width]``; zeros for padding. Where no gradient can be given, a backward
+            pass through it raises UnsupportedModelError.
         """
         if self._handed is None:
             raise UnsupportedModelError(f"layer {self.index} attends without having updated its cache")
@@ -121,19 +129,67 @@ class MemoryLayer(CacheLayerMixin):
             raise UnsupportedModelError(
                 f"layer {self.index} attends with {tokens} queries for {keys.shape[2]} new tokens"
             )
-        output: Tensor = _WithoutGradient.apply(self._attend, query, keys, values, mask, form)
+        if recomputing():
+            self._handed = None
+            self._last_attended()
+            return self.tape.again(query, keys, values, form)
+        inputs = query, keys, values
+        recorded = torch.is_grad_enabled() and not self._no_gradient()
+        if recorded:
+
+            def compute(holding: Holding, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+                return self._attend(query, keys, values, mask, form, holding)
+
+            output = self.tape.attend(compute, self.rows, *inputs, form, self.seen_with_padding)
+        else:
+            self.tape.missed |= torch.is_grad_enabled()
+            output = _WithoutGradient.apply(self._attend, self._no_gradient(), *inputs, mask, form)
         self.seen_with_padding += tokens
         self._handed = None
+        self._last_attended()
         return output
 
-    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, form: AttentionForm) -> Tensor:
+    def _last_attended(self) -> None:
+        if self.every:
+            self.loan.drop_cache()
+
+    def train(self, keeps: bool) -> None:
+        """See `MemoryCache.train`."""
+        if self.tape.calls:
+            raise RuntimeError("gradients pass through what this cache has read: reset() it before train()")
+        self.tape.keeps = keeps
+
+    def _no_gradient(self) -> str:
+        """Why no gradient passes through the next call; nothing where it does."""
+        if not isinstance(self.engine, Loops) or self.engine.bits is not None:
+            return "use the engine 'loops' without bits, as in MemoryCache(model, policy)"
+        if self.waits:
+            return "train without a rehearsal"
+        if self.rows and not self.tape.keeps:
+            return "give all tokens in one call, or call train() of the cache before the first one"
+        return ""
+
+    def _attend(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None,
+        form: AttentionForm,
+        holding: Holding | None = None,
+    ) -> Tensor:
         batch, tokens = query.shape[0], query.shape[2]
         self._form = form
         told = self.padding.at(self.seen_with_padding, tokens)
         if told is not None and told.hidden is not None:
+            self._refuse_in_training("a mask must not hide tokens")
             self.engine.hide([hidden.to(query.device) for hidden in told.hidden])
         real = self.padding.real(mask, told, batch, tokens)
-        output = self.engine.serve(query, keys, values, real, form, self.waits)
+        if holding is None:
+            output = self.engine.serve(query, keys, values, real, form, self.waits)
+        else:
+            assert isinstance(self.engine, Loops), "see _no_gradient"
+            output = self.engine.recorded(query, keys, values, real, form, holding)
         self.compare()
         return output
 
@@ -141,6 +197,12 @@ class MemoryLayer(CacheLayerMixin):
         """Give up what a call that failed has handed to the model."""
         self._handed = None
         self.loan.give_back()
+
+    def _refuse_in_training(self, what: str) -> None:
+        if self.tape.keeps and self.tape.calls:
+            raise UnsupportedModelError(
+                f"{what} of earlier calls while a MemoryCache is in training: reset() it before"
+            )
 
     def compare(self) -> None:
         """Have the heads of all layers decided on together, where this is the last one and blocks ended since then."""
@@ -160,6 +222,7 @@ class MemoryLayer(CacheLayerMixin):
 
     def continue_from(self, other: MemoryLayer) -> None:
         """Hold under this layer's policy what another layer holds, which goes on by itself."""
+        other._refuse_in_training("a branch can't be made from what it holds")
         self.engine = other.engine.under(self.policy)
         self.seen_with_padding, self.is_initialized = other.seen_with_padding, other.is_initialized
         self._form = other._form
@@ -175,6 +238,7 @@ class MemoryLayer(CacheLayerMixin):
     def batch_select_indices(self, indices: Tensor) -> None:
         if not self.rows:
             return
+        self._refuse_in_training("batch rows can't be moved that hold tokens")
         order = [int(i) for i in (indices.nonzero().squeeze(-1) if indices.dtype == torch.bool else indices)]
         self.engine.select(order)
 
@@ -192,16 +256,14 @@ class MemoryLayer(CacheLayerMixin):
 
 
 class _WithoutGradient(torch.autograd.Function):
-    """A call that no gradient passes: where one is wanted, the backward pass says so."""
+    """A call that no gradient passes: where one is wanted, the backward pass says why."""
 
     @staticmethod
-    def forward(ctx: Any, call: Any, query: Tensor, keys: Tensor, values: Tensor, *rest: Any) -> Tensor:
+    def forward(ctx: Any, call: Any, reason: str, query: Tensor, keys: Tensor, values: Tensor, *rest: Any) -> Tensor:
         output: Tensor = call(query, keys, values, *rest)
+        ctx.reason = reason
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise UnsupportedModelError(
-            "no gradient passes through a MemoryCache: what a model forgets with can't be trained through it; train "
-            "with another cache or none, and use the MemoryCache under torch.no_grad()"
-        )
+        raise UnsupportedModelError(f"no gradient passes through this call of a MemoryCache: {ctx.reason}")

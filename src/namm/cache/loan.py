@@ -17,12 +17,18 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from namm.cache.serves import UnsupportedModelError
+from namm.cache.keeping import Keeping
+from namm.cache.serves import UnsupportedModelError, layer_kinds
 
 IMPLEMENTATION = "namm_memory"
 """Name of the attention implementation (without "sdpa" or "flash", which would trigger transformers' own checks)."""
 
 INTERNAL = "_attn_implementation_internal"  # of a configuration; set without transformers' checks, which take longer
+
+CHECKPOINTED = (
+    "gradient checkpointing needs a MemoryCache for all layers, and some of this model's have a sliding window or a "
+    "state: do without, by model.gradient_checkpointing_disable()"
+)
 
 _lock = threading.Lock()
 _lent: dict[
@@ -37,12 +43,15 @@ class Loan:
     Attributes:
         configs: of the language model's layers.
         model: it, or None where it is gone or unknown.
+        alone: all its layers forget.
     """
 
-    def __init__(self, configs: Sequence[PretrainedConfig], model: PreTrainedModel | None) -> None:
+    def __init__(self, configs: Sequence[PretrainedConfig], model: PreTrainedModel | None, alone: bool = True) -> None:
         self.configs = list(configs)
         self._model = None if model is None else weakref.ref(model)
+        self.alone = alone
         self._holding = False
+        self._keeping = Keeping()
 
     @property
     def model(self) -> PreTrainedModel | None:
@@ -66,13 +75,32 @@ class Loan:
                 _restore(self.configs)
             _collect()
 
+    def keep_cache(self) -> None:
+        """From here to `drop_cache` layers that are checkpointed are given the cache; see `Keeping`.
+
+        Raises:
+            UnsupportedModelError: if there are such, and some of the model's layers do not forget.
+        """
+        if (model := self.model) is not None and model.training:
+            self._keeping.begin(model)
+        if self.keeps_cache and not self.alone:
+            self.drop_cache()
+            raise UnsupportedModelError(CHECKPOINTED)
+
+    def drop_cache(self) -> None:
+        self._keeping.end()
+
+    @property
+    def keeps_cache(self) -> bool:
+        return bool(self._keeping.layers)
+
     def __del__(self) -> None:  # of a cache that was given up in the middle of a call
         if self._holding and _collect is not None:  # the interpreter may be ending
             _abandoned.append(self.configs)
             _collect()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Loan:
-        return Loan(self.configs, self.model)  # a copied cache belongs to the same model
+        return Loan(self.configs, self.model, self.alone)  # a copied cache belongs to the same model
 
     def __reduce__(self) -> Any:
         return Loan, ((), None)  # a saved one to none
@@ -122,4 +150,6 @@ def loan_of(model: PreTrainedModel) -> Loan:
             "serve it"
         )
     found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
-    return Loan(list({id(config): config for config in found if type(config) is type(text)}.values()), model)
+    configs = list({id(config): config for config in found if type(config) is type(text)}.values())
+    types, _ = layer_kinds(model.config, type(model).__name__)
+    return Loan(configs, model, set(types) == {"full_attention"})

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from namm.cache.arithmetic import AttentionForm
 from namm.cache.engine import RowState
+from namm.cache.lifetimes import Holding, Lifetimes
 from namm.cache.row import Row
 from namm.cache.row_state import row_of, state_of
 from namm.models.rope import Rotary
@@ -17,12 +18,17 @@ from namm.policies.base import Policy
 
 
 class Loops:
-    """A layer's batch rows one after the other; see `namm.cache.engine.Engine`."""
+    """A layer's batch rows one after the other; see `namm.cache.engine.Engine`.
+
+    Attributes:
+        holding: is told what is held while a call is served; None: nobody asks.
+    """
 
     def __init__(self, policy: Policy, layer: int, rotary: Rotary | None, bits: int | None = None) -> None:
         self.policy, self.layer, self.rotary, self.bits = policy, layer, rotary, bits
         self.rows: list[Row] = []
         self.decided = False
+        self.holding: Holding | None = None
 
     def hide(self, hidden: Sequence[Tensor]) -> None:
         """Forget the tokens at these positions of each row."""
@@ -43,6 +49,8 @@ class Loops:
             outputs = self._serve(query.unbind(), keys.unbind(), values.unbind(), form, waits)
             return (outputs[0][None] if batch == 1 else torch.stack(outputs)).transpose(1, 2)
         picks = [row.nonzero().squeeze(-1).to(query.device) for row in real]
+        if self.holding is not None:
+            self.holding.columns = picks
         real_queries, real_keys, real_values = (
             [t[b].index_select(1, pick) for b, pick in enumerate(picks)] for t in (query, keys, values)
         )
@@ -50,6 +58,16 @@ class Loops:
         for b, served in enumerate(self._serve(real_queries, real_keys, real_values, form, waits)):
             output[b, picks[b]] = served.transpose(0, 1)
         return output
+
+    def recorded(
+        self, query: Tensor, keys: Tensor, values: Tensor, real: Tensor | None, form: AttentionForm, holding: Holding
+    ) -> Tensor:
+        """`serve`, which writes down what is held in each block."""
+        self.holding = holding
+        try:
+            return self.serve(query, keys, values, real, form, waits=False)
+        finally:
+            self.holding = None
 
     def _serve(
         self,
@@ -61,18 +79,23 @@ class Loops:
     ) -> list[Tensor]:
         """Output ``[query heads, n, value width]`` of each row's new tokens; rows may differ in number."""
         lengths = [query.shape[1] for query in queries]
-        if all(0 < length == row.room(length) for row, length in zip(self.rows, lengths, strict=True)):
+        whole = all(0 < length == row.room(length) for row, length in zip(self.rows, lengths, strict=True))
+        if whole and self.holding is None:
             new = zip(self.rows, queries, keys, values, strict=True)
             outputs = [row.advance(query, key, value, form, waits) for row, query, key, value in new]
             self._decide_on_ended()
             return outputs
         outputs = [q.new_empty(q.shape[0], q.shape[1], v.shape[-1]) for q, v in zip(queries, values, strict=True)]
         done = [0] * len(self.rows)
+        if self.holding is not None:
+            self.holding.rows = [Lifetimes.of(row, new) for row, new in zip(self.rows, lengths, strict=True)]
         while done != lengths:
             for b, row in enumerate(self.rows):
                 if done[b] < lengths[b]:
                     span = slice(done[b], done[b] + row.room(lengths[b] - done[b]))
                     piece = queries[b][:, span], keys[b][:, span], values[b][:, span]
+                    if self.holding is not None:
+                        self.holding.rows[b].note(row, span.stop - span.start)
                     outputs[b][:, span] = row.advance(*piece, form, waits)
                     done[b] = span.stop
             self._decide_on_ended()

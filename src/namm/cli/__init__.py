@@ -22,6 +22,7 @@ from namm.cli.inspect import inspect_texts
 from namm.cli.plan import plan
 from namm.cli.read import read_text
 from namm.cli.refine import refine
+from namm.cli.tune import tune
 from namm.support.version import VERSION
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -53,6 +54,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "distill": distill,
     "refine": refine,
     "evolve": evolve,
+    "tune": tune,
     "eval": evaluate,
     "inspect": inspect_texts,
 }

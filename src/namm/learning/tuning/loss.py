@@ -1,0 +1,87 @@
+"""What a model loses on a text under a memory, with gradients through all that is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from namm.cache import MemoryCache, checkpointed, layer_kinds
+from namm.learning.tuning.texts import Text
+from namm.policies.base import Policy
+
+AsItWas = Callable[[], AbstractContextManager[None]]
+
+
+def text_loss(
+    model: PreTrainedModel, text: Text, policy: Policy | None, piece: int, as_it_was: AsItWas | None = None
+) -> Tensor:
+    """Loss of the tokens of a text that are to be predicted, nats a token.
+
+    Args:
+        policy: what is kept meanwhile; None: everything, with one call and no cache.
+        piece: tokens fed at once under a policy; what is kept is decided on after each, and where the context ends. In
+            the backward pass each is computed again where it can be, see `namm.cache.checkpointed`.
+        as_it_was: within it the model is a teacher, from whose predictions with a full cache the divergence is taken;
+            None: the text itself teaches.
+    """
+    if policy is None:
+        ids = text.inputs[None].to(model.device)
+        logits = model(ids, use_cache=False, logits_to_keep=text.scored).logits[0]
+        return _cross_entropy(logits, text.wanted.to(model.device)) / text.scored
+    cache, full = MemoryCache(model, policy), DynamicCache(config=model.config)
+    cache.train()
+
+    def lost(ids: Tensor, wanted: Tensor, teacher: Tensor | None) -> Tensor | None:
+        logits = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=max(1, len(wanted))).logits[0]
+        if not len(wanted):
+            return None
+        return _cross_entropy(logits, wanted) if teacher is None else _divergence(logits, teacher)
+
+    losses = []
+    for ids, wanted, settles in text.pieces(piece):
+        ids, wanted = ids[None].to(model.device), wanted.to(model.device)
+        teacher = None
+        if as_it_was is not None:
+            with teaching(model), as_it_was():
+                teacher = model(ids, past_key_values=full, use_cache=True, logits_to_keep=max(1, len(wanted))).logits[0]
+        again = checkpointed if forgets_everywhere(model) else _once
+        losses.append(again(cache, lost, ids, wanted, teacher))
+        if settles:
+            cache.settle()
+    return torch.stack([own for own in losses if own is not None]).sum() / text.scored
+
+
+def forgets_everywhere(model: PreTrainedModel) -> bool:
+    """Whether all layers of a `MemoryCache` forget, without which its calls can't be checkpointed."""
+    types, _ = layer_kinds(model.config, type(model).__name__)
+    return set(types) == {"full_attention"}
+
+
+def _once(cache: MemoryCache, function: Callable[..., Tensor | None], *arguments: Tensor | None) -> Tensor | None:
+    return function(*arguments)
+
+
+@contextmanager
+def teaching(model: PreTrainedModel) -> Iterator[None]:
+    """Within it no gradient is wanted, and a model in training uses its cache even if it is checkpointed."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def _cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float(), wanted, reduction="sum")
+
+
+def _divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    found, wanted = logits.float().log_softmax(-1), teacher.float().log_softmax(-1)
+    return F.kl_div(found, wanted, reduction="sum", log_target=True)
