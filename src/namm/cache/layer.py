@@ -121,9 +121,15 @@ class MemoryLayer(CacheLayerMixin):
             raise UnsupportedModelError(
                 f"layer {self.index} attends with {tokens} queries for {keys.shape[2]} new tokens"
             )
-        output: Tensor = _WithoutGradient.apply(self._attend, query, keys, values, mask, form)
-        self.seen_with_padding += tokens
+        output = self.take(query, keys, values, mask, form)
         self._handed = None
+        return output
+
+    def take(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, form: AttentionForm) -> Tensor:
+        """`attend` of new tokens that come with it, and not by `update`."""
+        output: Tensor = _WithoutGradient.apply(self._attend, query, keys, values, mask, form)
+        self.seen_with_padding += query.shape[2]
+        self.is_initialized = True
         return output
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, form: AttentionForm) -> Tensor:
