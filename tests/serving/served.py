@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import queue
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx2
+import openai
 import torch
 from torch import Tensor
 
@@ -79,6 +83,50 @@ class Served:
 
     def reserved(self) -> int:
         return self.engine.ask(self.engine.snapshot).result(PATIENCE).reserved
+
+
+@dataclass
+class Address:
+    """A server of its own, over HTTP."""
+
+    url: str
+    app: Any
+    model: Any
+    tokenizer: Any
+
+    @property
+    def engine(self) -> Engine:
+        return self.app.state.engine
+
+    def client(self, key: str = "none", **options: Any) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE, **options)
+
+    def call(self, method: str, path: str, **options: Any) -> Any:
+        return httpx2.request(method, self.url + path, timeout=PATIENCE, **options)
+
+    def read(self, text: str, **options: Any) -> str:
+        answer = self.call("POST", "/v1/documents", json={"text": text} | options)
+        assert answer.status_code == 201, answer.text
+        return answer.json()["id"]
+
+    def alone(self, prompt: str, new_tokens: int, document: str | None = None) -> str:
+        """The text of a single run of a completion."""
+        ids, text = (None if t is None else torch.tensor([list(t)]) for t in map(self._ids, (prompt, document)))
+        stream = TextStream(self.tokenizer)
+        said = alone(self.model, ids, new_tokens, text=text)
+        ends = [number for number, token in enumerate(said) if token == self.model.generation_config.eos_token_id]
+        return "".join(map(stream.push, said[: ends[0]] if ends else said)) + stream.end()
+
+    def _ids(self, text: str | None) -> Any:
+        return None if text is None else self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def wait_until(true: Callable[[], Any]) -> None:
+    """Ends when it is, and fails where it never is."""
+    until = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < until, "it never was"
+        time.sleep(0.01)
 
 
 @torch.inference_mode()

@@ -107,9 +107,9 @@ class Engine:
         self._inbox.put(lambda: self._arrived(job))
 
     def cancel(self, job: Job) -> None:
-        """Have a job given up before the next turn; what it holds is then free."""
+        """Have a job given up when the turn that runs is over; what it holds is then free."""
         job.cancelled = True
-        self._inbox.put(lambda: None)
+        self._inbox.put(self.scheduler.let_go)
 
     def ask(self, what: Callable[[], Result]) -> Future[Result]:
         """Have something done between two turns."""

@@ -54,6 +54,8 @@ def sentence(error: Exception) -> ServingError:
         return error
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "DefaultCPU" in str(error):
         return ServingError(503, "the machine is out of memory: lower --memory", "out_of_memory", retry_after=10)
-    if isinstance(error, ValueError | OSError) and str(error):
+    if isinstance(error, OSError):  # whose sentence names a path, which is nobody's business
+        return ServingError(500, "a document's file can't be read or written: see the server's log", "files")
+    if isinstance(error, ValueError) and str(error):
         return ServingError(500, str(error), "failed")
     return ServingError(500, f"this is a bug in namm ({type(error).__name__}: {error})", "bug")

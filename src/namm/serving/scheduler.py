@@ -89,15 +89,19 @@ class Scheduler:
 
     def turn(self) -> None:
         """Let go of what was cancelled, admit what there is room for, read a piece, and say a token of each answer."""
-        for job in [job for job in self.jobs() if job.cancelled and job not in self.saving]:
-            self._leave(job)
-            self.watch.over(job, "cancelled")
+        self.let_go()
         self._admit()
         if self.reading:
             self._read(self.reading.popleft())
         if self.answering:
             self._step()
         self._admit()
+
+    def let_go(self) -> None:
+        """Free what cancelled jobs hold; a document that is on its way to disk is deleted when it is there."""
+        for job in [job for job in self.jobs() if job.cancelled and job not in self.saving]:
+            self._leave(job)
+            self.watch.over(job, "cancelled")
 
     def stop(self) -> None:
         """Give up all jobs but documents that are being saved."""
@@ -140,7 +144,7 @@ class Scheduler:
         waiting = [job for job in self.loading if job.document == id]
         if isinstance(found, Exception):
             for job in waiting:
-                self._fail(job, sentence(found))
+                self._fail(job, sentence(found), found)
             self.memory.drop(id)
             return
         held = self.memory.documents.get(id)

@@ -17,7 +17,6 @@ from namm.policies.base import BudgetPolicy, Policy, tokens_of
 from namm.support.tensors import SEGMENT
 
 PROBED = 4  # tokens
-SLACK = 2 * SEGMENT  # free slots that a head may have at most: one step of growth, rounded up
 
 
 @dataclass(frozen=True)
@@ -100,12 +99,12 @@ class Sizes:
         for layer in self.layers:
             unpacked = layer.exact() + state
             if bits is None or interval is None:
-                columns = layer.heads * (min(tokens, kept + fresh) + SLACK) * unpacked
+                columns = layer.heads * (min(tokens, kept + fresh) + _free(tokens)) * unpacked
             else:
                 sinks = SINKS * (layer.width + layer.value_width) * layer.element
                 frame = 2 * layer.width * torch.float32.itemsize
                 columns = layer.heads * (kept * (layer.packed(bits) + state) + sinks + frame)
-                columns += layer.heads * (fresh + SLACK) * unpacked
+                columns += layer.heads * (fresh + _free(fresh)) * unpacked
             whole += columns + self._queries(layer, policy, fresh)
         return whole + self._windowed(tokens)
 
@@ -114,7 +113,7 @@ class Sizes:
         interval = policy.update_interval
         if interval is not None and undecided + tokens >= interval:
             return self.most(policy, bits, seen + tokens)  # a decision makes a copy
-        own = sum(layer.heads * (tokens + SLACK) * layer.exact() for layer in self.layers)
+        own = sum(layer.heads * (tokens + _free(tokens)) * layer.exact() for layer in self.layers)
         queries = sum(self._queries(layer, policy, undecided + tokens) for layer in self.layers)
         return own + queries + self._windowed(seen + tokens)
 
@@ -123,10 +122,17 @@ class Sizes:
             return 0
         held = fresh if policy.queries is None else min(fresh, policy.queries)
         carried = policy.carry * (layer.query + layer.query // layer.element * torch.float32.itemsize)
-        return (held + SEGMENT) * layer.query + carried
+        return (held + min(SEGMENT, held // 4)) * layer.query + carried
 
     def _windowed(self, tokens: int) -> int:
         return sum(min(tokens, window + self.piece) * size for window, size in self.windows)
+
+
+def _free(tokens: int) -> int:
+    """Free slots that a head of so many tokens has at most: room to grow, see `TokenStore.append`, rounded up."""
+    room = min(SEGMENT, tokens // 4)
+    step = SEGMENT if tokens + room > 4 * SEGMENT else SEGMENT // 4 if tokens + room > SEGMENT else SEGMENT // 16
+    return room + step
 
 
 def _share(policy: Policy, tokens: int) -> float:

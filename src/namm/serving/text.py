@@ -19,12 +19,14 @@ class TextStream:
         ids: so far.
         begun: where the piece before the next begins in `ids`: a token's text may depend on the one before.
         told: how many of `ids` are in what was returned.
+        special: special tokens have a text too.
     """
 
     tokenizer: Any
     ids: list[int] = field(default_factory=list)
     begun: int = 0
     told: int = 0
+    special: bool = False
 
     def push(self, token: int) -> str:
         """The text that is certain with this token; often empty in scripts of several bytes a character."""
@@ -44,7 +46,11 @@ class TextStream:
         return now[len(before) :]
 
     def _decoded(self, start: int, stop: int) -> str:
-        return str(self.tokenizer.decode(self.ids[start:stop], skip_special_tokens=True)) if stop > start else ""
+        return (
+            str(self.tokenizer.decode(self.ids[start:stop], skip_special_tokens=not self.special))
+            if stop > start
+            else ""
+        )
 
 
 @dataclass
