@@ -7,10 +7,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 MOST = 2**31 - 1
-SEED = 2**63
+SEED = 2**53  # beyond, JSON's numbers are not exact
+
+
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of numbers: 5.0 is an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
+TokenId = Annotated[int, Field(ge=0), WHOLE]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Nothing = Annotated[float, Field(ge=0, le=0)] | None
 Stop = str | Annotated[list[str], Field(max_length=4)] | None
@@ -34,14 +43,14 @@ class Asked(Strict):
 
     model: str = Field(max_length=500)
     document: DocumentId | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=MOST), WHOLE] | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-SEED, le=SEED - 1)] | None = None
+    seed: Annotated[int, Field(ge=-SEED, le=SEED), WHOLE] | None = None
     stop: Stop = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=1, description="Only 1 is served.")] | None = None
+    n: Annotated[int, Field(ge=1, le=1, description="Only 1 is served."), WHOLE] | None = None
     user: str | None = None
     presence_penalty: Nothing = None
     frequency_penalty: Nothing = None
@@ -56,10 +65,10 @@ class Asked(Strict):
 class CompletionRequest(Asked):
     """A text that is to be gone on with."""
 
-    prompt: Annotated[str, Field(min_length=1)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
+    prompt: Annotated[str, Field(min_length=1)] | Annotated[list[TokenId], Field(min_length=1)]
+    best_of: Annotated[int, Field(ge=1, le=1), WHOLE] | None = None
     echo: Literal[False] | None = None
-    logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=0), WHOLE] | None = None
     suffix: Annotated[str, Field(max_length=0)] | None = None
 
 
@@ -94,9 +103,9 @@ class ChatRequest(Asked):
     """A chat in which the assistant's turn has come."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=MOST), WHOLE] | None = None
     logprobs: Literal[False] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=0), WHOLE] | None = None
     response_format: TextFormat | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
 

@@ -39,7 +39,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         counts = {"memory": self.memory, "body": self.body, "queue": self.queue, "batch": self.batch}
-        counts |= {"piece": self.piece, "tokens": self.tokens or 1, "documents": self.documents}
+        counts |= {
+            "piece": self.piece,
+            "tokens": 1 if self.tokens is None else self.tokens,
+            "documents": self.documents,
+        }
         if wrong := [name for name, count in counts.items() if count < 1]:
             raise ValueError(f"{wrong[0]} must be at least 1, got {counts[wrong[0]]}")
         if not all(self.keys):
