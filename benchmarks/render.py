@@ -22,6 +22,7 @@ from tables import (
     loss_table,
     page_table,
     recall_table,
+    serving_table,
     speed_table,
     startup_table,
     unique,
@@ -143,6 +144,14 @@ SECTIONS = (
         "repetitions, and the range seen. They move with the processor and with what else it does, so measure on "
         "yours. `streaming` keeps a window and has no network to run.",
         (speed_table,),
+    ),
+    Section(
+        "serving",
+        lambda found: f"Serving: {on(found)}",
+        "Clients that ask without a pause, and a server that takes one request at a time or many; every answer is "
+        "compared with that of a single run. Medians, in brackets the 95th percentile. MiB are of all caches together, "
+        "documents included, and what is left over when all have been answered.",
+        (serving_table,),
     ),
     Section(
         "startup",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from namm import NAMM, MemoryCache, NAMMConfig
 from namm.policies import NAMMPolicy
-from namm.serving.engine import Engine
+from namm.serving.engine import Engine, Snapshot
 from namm.serving.jobs import Ended, Event, Failed, Generation, Piece, Read, Reading
 from namm.serving.sampling import Sampling
 from namm.serving.text import Stops, TextStream
@@ -78,11 +78,14 @@ class Served:
         assert isinstance(failed, Failed), failed
         return failed.error
 
+    def snapshot(self) -> Snapshot:
+        return self.engine.ask(self.engine.snapshot).result(PATIENCE)
+
     def held(self) -> int:
-        return self.engine.ask(self.engine.snapshot).result(PATIENCE).held
+        return self.snapshot().held
 
     def reserved(self) -> int:
-        return self.engine.ask(self.engine.snapshot).result(PATIENCE).reserved
+        return self.snapshot().reserved
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cache.sliding import sliding
-from served import KEPT, alone, tokens
+from served import KEPT, Served, alone, tokens, wait_until
 
 from namm import MemoryCache
 from namm.policies import H2O, Full
@@ -37,8 +37,7 @@ def test_they_are_served_at_once(start) -> None:
     """A short request that comes later ends before a long one."""
     served = start()
     long = served.generate(tokens(10, 0), 1000)
-    while not served.engine.scheduler.answering:
-        pass
+    wait_until(lambda: served.engine.scheduler.answering)
     short = served.generate(tokens(100, 1), 5)
     assert served.said(short) == alone(served.model, tokens(100, 1), 5)
     assert not any(isinstance(event, Ended) for event in list(long.events.queue))
@@ -81,8 +80,7 @@ def test_what_ends_an_answer(start) -> None:
 def test_one_that_fails_fails_alone(start, monkeypatch: pytest.MonkeyPatch) -> None:
     served = start()
     good, bad = served.generate(tokens(9, 3), 60), served.generate(tokens(9, 4), 60)
-    while len(served.engine.scheduler.answering) < 2:
-        pass
+    wait_until(lambda: len(served.engine.scheduler.answering) == 2)
     monkeypatch.setattr(bad.job.cache.layers[1].engine, "serve", lambda *given: 1 / 0)
     error = served.refusal(bad)
     assert error.status == 500 and "ZeroDivisionError" in error.message
@@ -110,8 +108,6 @@ def test_text_comes_in_pieces(start) -> None:
 
 
 def test_models_with_windows_are_served_one_by_one(loaded, tmp_path) -> None:
-    from served import Served
-
     from namm.serving.documents import Documents
     from namm.serving.engine import Engine
     from namm.serving.settings import Settings

@@ -148,7 +148,7 @@ def test_a_reader_that_goes_leaves_no_document(server: Address) -> None:
     import httpx2
 
     with pytest.raises(httpx2.TimeoutException):
-        httpx2.post(f"{server.url}/v1/documents", json={"text": "word " * 700}, timeout=0.3)
+        httpx2.post(f"{server.url}/v1/documents", json={"text": "word " * 800}, timeout=0.1)
     wait_until(lambda: not server.engine.busy)
     wait_until(lambda: not server.engine.documents.known)
     assert not [entry for entry in server.engine.documents.folder.iterdir() if ID.fullmatch(entry.name)]

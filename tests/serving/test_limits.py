@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 
 import httpx2
@@ -113,7 +114,8 @@ def test_documents_leave_memory_and_come_back(start, sizes: Sizes) -> None:
         found = served.said(served.generate(tokens(5, 7), 12, document=documents[n]))
         assert found == alone(served.model, tokens(5, 7), 12, text=texts[n]), n
         assert documents[n] in held
-        assert served.reserved() <= int(1.8 * one) and served.held() <= served.reserved()
+        now = served.snapshot()
+        assert now.held <= now.reserved <= int(1.8 * one)
     assert list(served.engine.documents.known) == documents
 
 
@@ -162,6 +164,33 @@ def test_a_disk_that_is_full_is_an_error(start, monkeypatch: pytest.MonkeyPatch)
     assert served.held() == served.reserved() == 0 and not served.engine.documents.known
     monkeypatch.undo()
     assert isinstance(served.read(tokens(60, 1)).end(), Read)
+
+
+def test_under_pressure_nothing_is_wrong_and_nothing_is_left(start, sizes: Sizes) -> None:
+    """Ten times what fits, about documents that do not all fit either, a third of it given up on the way."""
+    one = sizes.most(KEPT, None, 110)
+    served = start(memory=3 * one, batch=8)
+    texts = [tokens(80, n) for n in range(4)]
+    documents = [served.document(text) for text in texts]
+    chance, asked = random.Random(0), []
+    for n in range(36):
+        about = chance.choice([None, *range(4)])
+        ids, new = tokens(chance.randint(1, 40), n), chance.randint(1, 25)
+        answer = served.generate(ids, new, document=None if about is None else documents[about])
+        asked.append((answer, ids, new, None if about is None else texts[about]))
+        if n % 3 == 0:
+            given_up = asked.pop(chance.randrange(len(asked)))
+            served.engine.cancel(given_up[0].job)
+        now = served.snapshot()
+        assert now.held <= now.reserved <= 3 * one
+    for answer, ids, new, text in asked:
+        assert served.said(answer) == alone(served.model, ids, new, text=text)
+    wait_until(lambda: not served.engine.busy)
+    held = served.engine.scheduler.memory.documents
+    assert served.held() == served.reserved() == sum(own.bytes for own in held.values())
+    assert not any(own.users for own in held.values())
+    served.engine.ask(lambda: [served.engine.scheduler.delete(document) for document in documents]).result()
+    assert served.held() == served.reserved() == 0
 
 
 def test_a_client_that_goes_frees_what_it_held(serve) -> None:

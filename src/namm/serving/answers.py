@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,7 +140,7 @@ class Answers:
 
 
 async def stream(
-    shape: Shape, head: JSON, first: Event, events: AsyncIterator[Event], with_usage: bool
+    shape: Shape, head: JSON, first: Event, events: AsyncGenerator[Event, None], with_usage: bool
 ) -> AsyncIterator[str]:
     """Lines of server-sent events."""
 
@@ -166,7 +166,7 @@ async def stream(
     except ClientGone:
         return
     finally:
-        await events.aclose()  # type: ignore[attr-defined]  # of an async generator
+        await events.aclose()
 
 
 def usage(ended: Ended) -> JSON:

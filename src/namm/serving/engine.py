@@ -96,6 +96,8 @@ class Engine:
             raise stopping()
         with self._lock:
             waiting = self._coming + len(self.scheduler.queue)
+            if not self.scheduler.queue:  # some of those that come need not wait
+                waiting -= self.settings.batch - len(self.scheduler.memory.jobs)
             if waiting >= self.settings.queue:
                 raise ServingError(
                     429,

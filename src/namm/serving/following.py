@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from fastapi import Request
 
@@ -34,7 +34,7 @@ class Mailbox:
         return await self._events.get()
 
 
-async def follow(engine: Engine, job: Job, mailbox: Mailbox, request: Request) -> AsyncIterator[Event]:
+async def follow(engine: Engine, job: Job, mailbox: Mailbox, request: Request) -> AsyncGenerator[Event, None]:
     """What is told of a job, up to its end; it is cancelled when the client goes, or nobody iterates any more.
 
     Raises:

@@ -46,7 +46,7 @@ class Library:
             ids, chat = await run_in_threadpool(self.prompts.document, asked.text, asked.raw)
             mailbox = Mailbox()
             job = Reading(ids=ids, tell=mailbox.tell, name=asked.name, chat=chat)
-            async with aclosing(follow(self.engine, job, mailbox, request)) as events:  # type: ignore[type-var]
+            async with aclosing(follow(self.engine, job, mailbox, request)) as events:
                 async for event in events:
                     if isinstance(event, Read):
                         return card(event.document)

@@ -25,7 +25,8 @@ class LayerShape:
 
     Attributes:
         heads: KV heads.
-        width: of a key. value_width: of a value.
+        width: of a key.
+        value_width: of a value.
         element: bytes of a number.
         query: bytes of all heads' queries of one token.
     """
