@@ -6,11 +6,29 @@ import pytest
 import torch
 from sliding import sliding
 from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    GptOssConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    Qwen3Config,
+)
 
 from namm import NAMM, MemoryCache, NAMMConfig
-from namm.cache.together import Together, step
+from namm.cache.together import Together, can_join, step
 from namm.policies import H2O, Full, NAMMPolicy, Policy
 
+SMALL = {
+    "vocab_size": 200,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+}
 CONFIG = NAMMConfig(hidden=8, update_interval=16, window=8, hop=4, birth=True, key_value=True)
 POLICIES: dict[str, Policy] = {
     "namm": NAMMPolicy(NAMM(CONFIG), kept=0.4),
@@ -103,6 +121,42 @@ def test_what_fails_fails_alone(wild, monkeypatch: pytest.MonkeyPatch) -> None:
             torch.testing.assert_close(found[row], wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_layers_with_windows_can_not_join(wild) -> None:
-    assert Together.can_join(MemoryCache(wild, Full()))
-    assert not Together.can_join(MemoryCache(sliding(), Full()))
+class CountsItself(LlamaForCausalLM):
+    """Takes its positions from the cache, whatever it is given."""
+
+    def forward(self, input_ids, position_ids=None, **options):
+        return super().forward(input_ids, **options)
+
+
+class TakesNone(LlamaForCausalLM):
+    def forward(self, input_ids, past_key_values, logits_to_keep=0):
+        return super().forward(input_ids, past_key_values=past_key_values, logits_to_keep=logits_to_keep)
+
+
+def test_who_can_join(wild) -> None:
+    def tried(model) -> bool:
+        return can_join(model, lambda: MemoryCache(model, Full()))
+
+    assert tried(wild) and not tried(sliding()), "layers with windows can't"
+    for kind in (CountsItself, TakesNone):
+        other = kind(wild.config).eval()
+        other.load_state_dict(wild.state_dict())
+        assert not tried(other), kind
+    assert tried(LlamaForCausalLM(wild.config).to(torch.bfloat16).eval())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(vocab_size=200, n_embd=64, n_layer=2, n_head=4, initializer_range=0.3),
+        Qwen3Config(**SMALL, head_dim=16),
+        Gemma2Config(**SMALL, head_dim=16, layer_types=["full_attention"] * 2),
+        GptOssConfig(**SMALL, head_dim=16, layer_types=["full_attention"] * 2, num_local_experts=4),
+        OPTConfig(vocab_size=200, hidden_size=64, ffn_dim=96, num_hidden_layers=2, num_attention_heads=4, init_std=0.3),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_other_families_join(config) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert can_join(model, lambda: MemoryCache(model, Full()))

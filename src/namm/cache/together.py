@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,9 @@ from namm.cache.padding import Padding
 if TYPE_CHECKING:
     from namm.cache.cache import MemoryCache
 
+TRIED = 3, 40  # tokens
+ROUNDING = 0.02  # of the logits' norm; positions that are wrong change them by far more
+
 
 class Together(Cache):
     """A forward pass in which every batch row has the same number of new tokens and a cache of its own.
@@ -26,7 +29,7 @@ class Together(Cache):
     further part in the pass, and the others go on.
 
     Args:
-        caches: of one row each, all of whose layers forget, see `can_join`.
+        caches: of one row each, all of whose layers forget, of a model that `can_join`.
 
     Attributes:
         failed: by row, what its cache raised. The cache is of no use any more.
@@ -44,10 +47,35 @@ class Together(Cache):
     def __bool__(self) -> bool:
         return all(map(bool, self.caches))
 
-    @staticmethod
-    def can_join(cache: MemoryCache) -> bool:
-        """Whether a cache can be one of several: layers with sliding windows or linear attention can't."""
-        return all(isinstance(layer, MemoryLayer) for layer in cache.layers)
+
+@torch.inference_mode()
+def can_join(model: Any, make: Callable[[], MemoryCache]) -> bool:
+    """Whether a model's caches can take steps together.
+
+    Those with sliding windows or linear attention can't. Whether the model takes every row's position as it is given is
+    tried, on a short text and a longer one.
+
+    Args:
+        make: an empty cache.
+    """
+    pairs = []
+    for length in TRIED:
+        cache = make()
+        if not all(isinstance(layer, MemoryLayer) for layer in cache.layers):
+            return False
+        ids = torch.arange(1, length + 1, device=model.device)[None]  # equal ones would not tell positions apart
+        model(ids, past_key_values=cache, logits_to_keep=1)
+        pairs.append((cache, cache.fork()))
+    ids = torch.ones(len(pairs), 1, dtype=torch.long, device=model.device)
+    alone = [model(ids[:1], past_key_values=cache, logits_to_keep=1).logits[0, -1].float() for cache, _ in pairs]
+    try:
+        found = step(model, Together([cache for _, cache in pairs]), ids).float()
+    except TypeError:  # it takes no positions
+        return False
+    return all(
+        float((own - wanted).norm()) <= ROUNDING * float(wanted.norm())
+        for own, wanted in zip(found, alone, strict=True)
+    )
 
 
 def step(model: Any, together: Together, ids: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from namm.cache import MemoryCache
-from namm.cache.together import Together, step
+from namm.cache.together import Together, can_join, step
 from namm.policies.base import Policy
 from namm.serving.admission import Admission
 from namm.serving.documents import Document, Documents
@@ -66,7 +66,7 @@ class Scheduler:
         self.reading: deque[Job] = deque()
         self.saving: list[Job] = []
         self.answering: list[Generation] = []
-        self.together = Together.can_join(MemoryCache(model, policy, bits=bits))
+        self.together = can_join(model, lambda: MemoryCache(model, policy, bits=bits))
 
     def jobs(self) -> Iterator[Job]:
         """All that is not over."""
