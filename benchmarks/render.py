@@ -24,6 +24,7 @@ from tables import (
     loss_table,
     page_table,
     recall_table,
+    serving_table,
     session_table,
     speed_table,
     startup_table,
@@ -173,6 +174,14 @@ SECTIONS = (
         "repetition, median and range; a static cache takes a step of decoding as one CUDA graph, and an update comes "
         "every 256 tokens.",
         (agreement_table, kernel_table, model_table, graphs_table),
+    ),
+    Section(
+        "serving",
+        lambda found: f"Serving: {on(found)}",
+        "Clients that ask without a pause, and a server that takes one request at a time or many; every answer is "
+        "compared with that of a single run. Medians, in brackets the 95th percentile. MiB are of all caches together, "
+        "documents included, and what is left over when all have been answered.",
+        (serving_table,),
     ),
     Section(
         "startup",

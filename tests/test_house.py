@@ -18,7 +18,7 @@ FLOORS = [
     {"policies"},
     {"cache"},
     {"tasks"},
-    {"learning", "evolution", "evaluation", "inspection", "decision", "planning"},
+    {"learning", "evolution", "evaluation", "inspection", "decision", "planning", "serving"},
     {"__init__"},
     {"cli"},
     {"__main__"},

@@ -133,20 +133,25 @@ class MemoryLayer(CacheLayerMixin):
             self._handed = None
             self._last_attended()
             return self.tape.again(query, keys, values, form)
-        inputs = query, keys, values
-        recorded = torch.is_grad_enabled() and not self._no_gradient()
-        if recorded:
+        if torch.is_grad_enabled() and not self._no_gradient():
 
             def compute(holding: Holding, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
                 return self._attend(query, keys, values, mask, form, holding)
 
-            output = self.tape.attend(compute, self.rows, *inputs, form, self.seen_with_padding)
+            output = self.tape.attend(compute, self.rows, query, keys, values, form, self.seen_with_padding)
+            self.seen_with_padding += tokens
         else:
             self.tape.missed |= torch.is_grad_enabled()
-            output = _WithoutGradient.apply(self._attend, self._no_gradient(), *inputs, mask, form)
-        self.seen_with_padding += tokens
+            output = self.take(query, keys, values, mask, form)
         self._handed = None
         self._last_attended()
+        return output
+
+    def take(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, form: AttentionForm) -> Tensor:
+        """`attend`, without gradients, of new tokens that come with it, and not by `update`."""
+        output: Tensor = _WithoutGradient.apply(self._attend, self._no_gradient(), query, keys, values, mask, form)
+        self.seen_with_padding += query.shape[2]
+        self.is_initialized = True
         return output
 
     def _last_attended(self) -> None:

@@ -22,6 +22,7 @@ from namm.cli.inspect import inspect_texts
 from namm.cli.plan import plan
 from namm.cli.read import read_text
 from namm.cli.refine import refine
+from namm.cli.serve import serve
 from namm.cli.tune import tune
 from namm.support.version import VERSION
 
@@ -49,6 +50,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "read": read_text,
     "ask": ask_text,
+    "serve": serve,
     "compare": compare,
     "plan": plan,
     "distill": distill,

@@ -27,7 +27,8 @@ def ask_text(
 
     from namm.cache import MemoryCache
     from namm.cache.saved import Saved
-    from namm.cli.reading import answer, question_after
+    from namm.cli.reading import answer
+    from namm.tasks.chat import question_after
     from namm.tasks.encode import encode
 
     saved = Saved.read(folder)

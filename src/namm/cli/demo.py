@@ -35,10 +35,10 @@ def demo(
     import torch
 
     from namm.cache import MemoryCache
-    from namm.cli.reading import answer, ask, read
+    from namm.cli.reading import answer, read
     from namm.evaluation import compare
     from namm.memory import NAMM
-    from namm.tasks.chat import in_chat
+    from namm.tasks.chat import ask, in_chat
     from namm.tasks.encode import encode
 
     own = NAMM.from_pretrained(memory)

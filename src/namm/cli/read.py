@@ -37,8 +37,9 @@ def read_text(
 
     from namm.cache import MemoryCache
     from namm.cache.saved import FILE
-    from namm.cli.reading import before_questions, read
+    from namm.cli.reading import read
     from namm.memory import NAMM
+    from namm.tasks.chat import before_questions
     from namm.tasks.encode import encode, to_repeat
 
     rule = common.policy_from(policy, NAMM.from_pretrained(memory), kept=kept, budget=budget, rehearse=rehearse)

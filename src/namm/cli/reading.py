@@ -23,37 +23,13 @@ def encode_prompt(
     Args:
         raw: without the tokenizer's chat template, to be continued, as where it has none.
     """
-    from namm.tasks.chat import has_chat, in_chat
+    from namm.tasks.chat import ask, has_chat, in_chat
     from namm.tasks.encode import encode
 
     before, chat = any(texts), not raw and has_chat(tokenizer)
     asked = ask(question) if chat and question and before else question
     message = "\n\n".join(part for part in (*texts, asked) if part)
     return encode(tokenizer, in_chat(tokenizer, message) if chat else message)
-
-
-def before_questions(tokenizer: Any, text: str, *, raw: bool = False) -> tuple[str, bool]:
-    """A text as it is read before anything is asked, and whether it begins a user's turn of a chat."""
-    from namm.tasks.chat import chat_parts, has_chat
-
-    chat = not raw and has_chat(tokenizer)
-    return (chat_parts(tokenizer, text, _asked("x", chat))[0], True) if chat else (text, False)
-
-
-def question_after(tokenizer: Any, question: str, chat: bool) -> str:
-    """What follows on `before_questions`: the question, and in a chat the beginning of the answer's turn."""
-    from namm.tasks.chat import chat_parts
-
-    return chat_parts(tokenizer, "x", _asked(question, chat))[1] if chat else _asked(question, chat)
-
-
-def _asked(question: str, chat: bool) -> str:
-    return "\n\n" + (ask(question) if chat else question)
-
-
-def ask(question: str) -> str:
-    """A question as it follows a text in a chat."""
-    return f"Question: {question}"
 
 
 def read(
