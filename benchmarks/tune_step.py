@@ -6,10 +6,10 @@
 A step is `namm tune --objective answers` with one text: forward and backward, adapters of rank 16. The full cache is
 one call without a cache (sdpa), its layers checkpointed. Under a memory the text goes in by pieces, each of which is
 computed again in the backward pass, and where it says so the layers within it once more; "full, in pieces" does as
-much, and nothing is forgotten. Each repetition takes all kinds in turn. The first one, which also warms up, counts the
-bytes that a step adds to what the process (on a GPU: the device) held before: at most, and when the forward pass is
-done. They are Linux's own count, of an allocator that is told to give back at once; seconds are those of the
-repetitions that follow.
+much, and nothing is forgotten. Each repetition takes all kinds in turn; the first only warms up (what is compiled for
+every shape it meets stays in memory, and would be counted), those that follow are timed, and the last counts the bytes
+that a step adds to what the process (on a GPU: the device) held before: at most, and when the forward pass is done.
+They are Linux's own count, of an allocator that is told to give back at once.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from namm.tasks.encode import encode
 
 ANSWER = 64  # tokens that are predicted
 FULL, IN_PIECES, LAYERS_TOO = "full", "full, in pieces", "namm, layers too"
+WARM_UP, BYTES = -1, 0  # repetitions that are not timed
 MMAP_THRESHOLD = -3  # of mallopt
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -150,12 +151,16 @@ def main() -> None:
         kinds[f"namm {kept}"] = Kind(partial(NAMMPolicy, setup.memory, kept=kept), False)
     kinds[LAYERS_TOO] = Kind(partial(NAMMPolicy, setup.memory, kept=arguments.fractions[0]), True)
     with adapted(setup.model, TuneConfig()):
-        for repeat, length in track(list(product(range(arguments.repeats + 1), arguments.lengths)), "steps"):
+        turns = [WARM_UP, *range(1, arguments.repeats + 1), BYTES]
+        for repeat, length in track(list(product(turns, arguments.lengths)), "steps"):
             own = ids.repeat(-(-length // len(ids)))[:length]
             text = Text(own[:-ANSWER], own[-ANSWER:], ANSWER)
             for name, kind in kinds.items():
+                if repeat == WARM_UP:
+                    measure_seconds(setup, text, kind, arguments.piece)
+                    continue
+                measure = measure_bytes if repeat == BYTES else measure_seconds
                 what = {"kind": name, "tokens": length, "piece": arguments.piece, "repeat": repeat}
-                measure = measure_seconds if repeat else measure_bytes
                 results.row(partial(measure, setup, text, kind, arguments.piece), **what)
     results.write()
 
