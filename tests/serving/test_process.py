@@ -49,7 +49,7 @@ def command(model_folder: Path, tmp_path: Path) -> Iterator[Any]:
 
     def begin() -> Process:
         memory, folder = str(tmp_path / "memory"), str(tmp_path / "documents")
-        running.append(Process(str(model_folder), "--memory-model", memory, "--folder", folder))
+        running.append(Process("--model", str(model_folder), "--memory", memory, "--folder", folder))
         return running[-1]
 
     yield begin
@@ -106,12 +106,12 @@ def refused(*arguments: object) -> str:
 
 def test_what_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     folder = ("--folder", tmp_path / "documents")
-    assert "write it as 512MiB" in refused("m", *folder, "--memory", "much")
-    assert "an API key is empty" in refused("m", *folder, "--api-key", "")
-    assert "--folder" in refused("m")
-    assert "needs a rehearsal" in refused("m", *folder, "--policy", "kvzip")
+    assert "write it as 512MiB" in refused(*folder, "--cache-bytes", "much")
+    assert "an API key is empty" in refused(*folder, "--api-key", "")
+    assert "--folder" in refused()
+    assert "needs a rehearsal" in refused(*folder, "--policy", "kvzip")
     (tmp_path / "file").write_text("")
-    assert "can't write to" in refused("m", "--folder", tmp_path / "file")
+    assert "can't write to" in refused("--folder", tmp_path / "file")
 
 
 def test_an_address_that_is_taken(model_folder: Path, tmp_path: Path) -> None:
@@ -120,4 +120,4 @@ def test_an_address_that_is_taken(model_folder: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         options = ("--folder", tmp_path / "documents", "--port", port, "--dtype", "float32", "--device", "cpu")
-        assert "name another --host or --port" in refused(model_folder, *options)
+        assert "name another --host or --port" in refused("--model", model_folder, *options)

@@ -11,16 +11,14 @@ from namm.cli.options import Dtype
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="Embedded model, hub id, local folder or .gguf file.")],
     folder: Annotated[Path, typer.Option("--folder", help="Where documents are kept; it belongs to the server.")],
-    memory_model: Annotated[
-        str, typer.Option("--memory-model", help="Shipped memory, folder or hub id.")
-    ] = options.DEFAULT_MEMORY,
+    model: options.ModelOption = options.DEFAULT_MODEL,
+    memory: options.MemoryOption = options.DEFAULT_MEMORY,
     policy: options.PolicyOption = "namm",
     kept: options.KeptOption = None,
     budget: options.BudgetOption = None,
     bits: options.BitsOption = None,
-    memory: Annotated[str, typer.Option("--memory", help="All that caches may hold together.")] = "2GiB",
+    cache_bytes: Annotated[str, typer.Option("--cache-bytes", help="All that caches may hold together.")] = "2GiB",
     host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 8000,
     api_key: Annotated[
@@ -47,7 +45,7 @@ def serve(
     from namm.serving.settings import Settings, parse_bytes
 
     settings = Settings(
-        memory=parse_bytes(memory),
+        memory=parse_bytes(cache_bytes),
         tokens=max_tokens,
         body=parse_bytes(max_body),
         queue=queue,
@@ -62,7 +60,7 @@ def serve(
     from namm.serving.documents import Documents
     from namm.serving.run import run
 
-    rule = common.policy_from(policy, NAMM.from_pretrained(memory_model), kept=kept, budget=budget)
+    rule = common.policy_from(policy, NAMM.from_pretrained(memory), kept=kept, budget=budget)
     if rule.needs_rehearsal:
         raise ValueError(f"{policy!r} needs a rehearsal, which the server does not give: choose another --policy")
     network, tokenizer = common.load(model, dtype, device)

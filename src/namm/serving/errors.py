@@ -53,7 +53,7 @@ def sentence(error: Exception) -> ServingError:
     if isinstance(error, ServingError):
         return error
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "DefaultCPU" in str(error):
-        return ServingError(503, "the machine is out of memory: lower --memory", "out_of_memory", retry_after=10)
+        return ServingError(503, "the machine is out of memory: lower --cache-bytes", "out_of_memory", retry_after=10)
     if isinstance(error, OSError):  # whose sentence names a path, which is nobody's business
         return ServingError(500, "a document's file can't be read or written: see the server's log", "files")
     if isinstance(error, ValueError) and str(error):
