@@ -88,7 +88,7 @@ def test_a_killed_server_loses_no_document_and_one_that_is_ended_no_answer(comma
     assert second.ask(**asked).json()["choices"] == answer
 
     later: list[Any] = []
-    thread = threading.Thread(target=lambda: later.append(second.ask(max_tokens=200)))
+    thread = threading.Thread(target=lambda: later.append(second.ask(max_tokens=1500)))
     thread.start()
     wait_until(lambda: "namm_active 1.0" in second.call("GET", "/metrics").text)
     second.process.send_signal(signal.SIGTERM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -113,10 +114,12 @@ def test_what_goes_wrong_is_said(browser, serve) -> None:
     assert page.at("error").is_displayed() and page.documents() == []
 
 
-def test_an_answer_can_be_stopped(browser, serve) -> None:
+def test_an_answer_can_be_stopped(browser, serve, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve()
     page = Page(browser, server)
     page.read(TEXT, "Hamlet")
+    turn = server.engine.scheduler.turn
+    monkeypatch.setattr(server.engine.scheduler, "turn", lambda: (time.sleep(0.1), turn()))  # 256 tokens take a while
     page.at("question").send_keys("Why?")
     page.at("ask").click()
     page.wait(lambda: page.at("answer").text)
