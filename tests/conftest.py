@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line: a busy machine is no slower than its share
 
 os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined; all is on the CPU here, on any machine
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +77,25 @@ class Characters:
 
     def decode(self, ids: torch.Tensor, skip_special_tokens: bool = False) -> str:
         return bytes(min(255, int(token)) for token in torch.as_tensor(ids).flatten()).decode("latin-1")
+
+
+@pytest.fixture(scope="module")
+def browser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Chromium without a window, of the size that the test's module calls WINDOW."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("no chromium and chromedriver here (Debian: apt install chromium chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    quiet = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+    profile = tmp_path_factory.mktemp("profile")
+    for argument in (*quiet, "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}"):
+        options.add_argument(argument)
+    options.add_argument(f"--window-size={request.module.WINDOW}")
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()
 
 
 @pytest.fixture(scope="session")

@@ -742,7 +742,7 @@ MUTATIONS = [
     Mutation(
         "the server takes documents of another model",
         "serving/documents.py",
-        'if not {of["fingerprint"], of["rounded"]} & self._models or header',
+        "if not known or header",
         "if header",
         ("tests/serving/test_library.py::test_what_is_not_its_own_is_left_alone",),
     ),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 import uvicorn
 from served import KEPT, Address, Served
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from namm import load_model
 from namm.serving.app import create_app
@@ -23,21 +24,11 @@ CHAT = "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}</>{% endfo
 @pytest.fixture(scope="session")
 def model_folder(reader_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer of bytes with a chat template, and a model whose weights are so large that all it read matters."""
-    _, tokenizer = load_model(str(reader_folder), dtype="float32", device="cpu")
+    reader, tokenizer = load_model(str(reader_folder), dtype="float32", device="cpu")
     tokenizer.chat_template = CHAT
     torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=260,
-        max_position_embeddings=4096,
-        eos_token_id=2,
-        pad_token_id=0,
-        initializer_range=0.3,
-    )
+    config = copy.deepcopy(reader.config)
+    config.initializer_range = 0.3
     folder = tmp_path_factory.mktemp("served")
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

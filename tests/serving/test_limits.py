@@ -150,6 +150,7 @@ def test_a_damaged_document_is_an_error(start, caplog: pytest.LogCaptureFixture)
     file.write_bytes(file.read_bytes()[:-100])
     error = served.refusal(served.generate(tokens(5, 0), 3, document=document))
     assert error.status == 500 and str(file) not in error.message
+    wait_until(lambda: str(file) in caplog.text)  # the engine's thread writes it after it has told the client
     assert str(file) in caplog.text
     assert served.held() == served.reserved() == 0
 

@@ -154,8 +154,25 @@ def _state(told: Mapping[str, Any], found: dict[str, Tensor], packed: Packed | N
     return RowState(heads, pending, carried, normalisers, told["seen"], told["updated"], compared, told["hid"], packed)
 
 
-def save(cache: MemoryCache, folder: str | Path, tokenizer: Any, ids: Tensor | None, notes: Mapping[str, Any]) -> None:
-    """See `MemoryCache.save`."""
+def about_model(model: PreTrainedModel) -> dict[str, str]:
+    """What a header says of the model, for which all its weights are read."""
+    rounded = model_fingerprint(model, ROUNDED)
+    return {"class": type(model).__name__, "fingerprint": model_fingerprint(model), "rounded": rounded}
+
+
+def save(
+    cache: MemoryCache,
+    folder: str | Path,
+    tokenizer: Any,
+    ids: Tensor | None,
+    notes: Mapping[str, Any],
+    about: Mapping[str, str] | None = None,
+) -> None:
+    """See `MemoryCache.save`.
+
+    Args:
+        about: see `about_model`, of who saves many caches of one model; None: it is found out.
+    """
     from safetensors.torch import save_file
 
     forgetting = [layer for layer in cache.layers if isinstance(layer, MemoryLayer)]
@@ -171,16 +188,11 @@ def save(cache: MemoryCache, folder: str | Path, tokenizer: Any, ids: Tensor | N
     if ids is not None:
         tensors["ids"] = ids.int()
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    model = cache.model
     header = {
         "format": FORMAT,
         "namm": VERSION,
         "contents": _contents(tensors),
-        "model": {
-            "class": type(model).__name__,
-            "fingerprint": model_fingerprint(model),
-            "rounded": model_fingerprint(model, ROUNDED),
-        },
+        "model": dict(about or about_model(cache.model)),
         "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
         "policy": asdict(Described.of(cache.policy)),
         "memory": None if memory is None else asdict(memory.config),

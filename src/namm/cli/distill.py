@@ -1,17 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from namm.cli import common, options
 from namm.cli.console import console, print_json
 from namm.cli.options import Dtype
-from namm.cli.progress import stages
-
-if TYPE_CHECKING:
-    from namm.support.runs import Progress
+from namm.cli.progress import progress_of_runs
 
 
 def distill(
@@ -54,11 +51,7 @@ def distill(
     )
     sources = common.sources_of(text, train_split, library)
     models = common.load_models(model, dtype, device)
-    with stages() as update:
-
-        def progress(now: Progress) -> None:
-            update(now.stage, now.done, now.total, now.note)
-
+    with progress_of_runs() as progress:
         memory = run(models, sources, output, memory=config, settings=settings, progress=progress)
     if as_json:
         print_json({"memory": str(output), "parameters": memory.config.parameters, "kept": kept})

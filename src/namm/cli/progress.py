@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rich.progress import (
     BarColumn,
@@ -19,6 +19,9 @@ from rich.progress import (
 from rich.text import Text
 
 from namm.cli.console import errors
+
+if TYPE_CHECKING:
+    from namm.support.runs import Progress as RunProgress
 
 
 class Update(Protocol):
@@ -38,6 +41,13 @@ def stages() -> Iterator[Update]:
             yield bars
     else:
         yield Lines(lambda line: errors.print(line, soft_wrap=True))
+
+
+@contextmanager
+def progress_of_runs() -> Iterator[Callable[[RunProgress], None]]:
+    """`stages`, for what tells a `namm.support.runs.Progress`."""
+    with stages() as update:
+        yield lambda now: update(now.stage, now.done, now.total, now.note)
 
 
 @contextmanager

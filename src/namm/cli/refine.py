@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from namm.cli import common, options
 from namm.cli.console import console, print_json
 from namm.cli.options import Dtype
-from namm.cli.progress import stages
-
-if TYPE_CHECKING:
-    from namm.support.runs import Progress
+from namm.cli.progress import progress_of_runs
 
 
 def refine(
@@ -50,11 +47,7 @@ def refine(
     memory = NAMM.from_pretrained(start)
     sources = common.sources_of(text, train_split, library)
     models = common.load_models(model, dtype, device)
-    with stages() as update:
-
-        def progress(now: Progress) -> None:
-            update(now.stage, now.done, now.total, now.note)
-
+    with progress_of_runs() as progress:
         refined = refine_memory(
             models,
             memory,

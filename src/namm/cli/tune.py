@@ -9,11 +9,10 @@ import typer
 from namm.cli import common, options
 from namm.cli.console import console, print_json
 from namm.cli.options import Dtype
-from namm.cli.progress import stages
+from namm.cli.progress import progress_of_runs
 
 if TYPE_CHECKING:
     from namm.learning import Text
-    from namm.support.runs import Progress
 
 ALL = 1.0  # --kept that forgets nothing
 
@@ -77,11 +76,7 @@ def tune(
     )
     loaded, tokenizer = common.load(model, dtype, device)
     texts = _texts(objective, text, tokenizer, length, documents, train_split, library, seed)
-    with stages() as update:
-
-        def progress(now: Progress) -> None:
-            update(now.stage, now.done, now.total, now.note)
-
+    with progress_of_runs() as progress:
         losses = run(loaded, NAMM.from_pretrained(memory), texts, output, settings=settings, progress=progress)
     if as_json:
         print_json({"adapters": str(output), "texts": len(texts), "losses": losses})

@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from namm.cache import MemoryCache
-from namm.cache.saved import FILE, ROUNDED, Saved
+from namm.cache.saved import FILE, Saved, about_model, save
 from namm.memory.files import CONFIG_KEY
-from namm.support.fingerprints import model_fingerprint, tokenizer_fingerprint
+from namm.support.fingerprints import tokenizer_fingerprint
 from namm.support.lock import lock
 
 ID = re.compile(r"doc-[0-9a-f]{32}")
@@ -74,7 +74,7 @@ class Documents:
         self.folder, self.model, self.tokenizer = folder, model, tokenizer
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock(folder / ".serve.lock")
-        self._models = {model_fingerprint(model), model_fingerprint(model, ROUNDED)}
+        self._about = about_model(model)  # once: all weights are read for it
         self._tokenizer = tokenizer_fingerprint(tokenizer)
         self.known: dict[str, Document] = {}
         self.passed_over = 0
@@ -96,7 +96,7 @@ class Documents:
         told = (name, int(time.time()), ids.shape[1], chat, stats.undecided[0], stats.kept_fraction)
         document = Document(own, *told, stats.held_bytes + stats.other_bytes)
         try:
-            cache.save(self.folder / own, self.tokenizer, ids, asdict(document))
+            save(cache, self.folder / own, self.tokenizer, ids, asdict(document), self._about)
         except BaseException:
             shutil.rmtree(self.folder / own, ignore_errors=True)
             raise
@@ -144,7 +144,8 @@ class Documents:
             with safe_open(entry / FILE, "pt") as file:
                 header: Mapping[str, Any] = json.loads(file.metadata()[CONFIG_KEY])
             of, notes = header["model"], header["notes"]
-            if not {of["fingerprint"], of["rounded"]} & self._models or header["tokenizer"] != self._tokenizer:
+            known = not {of["fingerprint"], of["rounded"]}.isdisjoint(self._about.values())
+            if not known or header["tokenizer"] != self._tokenizer:
                 return None
             return Document(**notes) if notes["id"] == entry.name else None
         except (SafetensorError, OSError, ValueError, TypeError, KeyError):
