@@ -216,3 +216,28 @@ def test_a_run_that_is_killed_ends_with_the_same_adapters(
     assert steps[0] in range(5, 12) and steps[1] == 1, "it went on from a checkpoint"
     found, expected = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("killed", "whole"))
     assert expected.keys() == found.keys() and all(torch.equal(own, found[name]) for name, own in expected.items())
+
+
+@pytest.mark.parametrize("engine", ["loops", "padded"])
+@pytest.mark.parametrize("objective", ["answers", "distill"])
+def test_one_call_under_a_mask_has_the_gradients_of_reading_in_pieces(
+    model: PreTrainedModel, engine: str, objective: str
+) -> None:
+    text, policy = texts_of(1)[0], NAMMPolicy(middling(), kept=0.3)
+    piece = policy.update_interval or 0
+    found = []
+    for masked in (None, engine):
+        settings = replace(QUICK, objective=objective, masked=masked)
+        with adapted(model, settings) as adapters:
+            for own in adapters.parameters.values():  # the second matrices begin at zero
+                torch.nn.init.normal_(own.data, std=0.1, generator=torch.Generator().manual_seed(own.numel()))
+            as_it_was = adapters.disabled if objective == "distill" else None
+            loss = text_loss(model, text, policy, piece, as_it_was, masked)
+            loss.backward()
+            found.append((loss.item(), torch.cat([own.grad.flatten() for own in adapters.parameters.values()])))
+    (loss, expected), (own_loss, own) = found
+    assert len(text.inputs) > 4 * piece and own_loss == pytest.approx(loss, rel=1e-4)
+    assert (own - expected).norm() <= 1e-4 * expected.norm()
+    with pytest.raises(ValueError, match="attending_to_held"):
+        text_loss(model, text, policy, piece, masked=engine)
+    assert abs(text_loss(model, text, None, piece).item() - loss) > 1e-3, "nothing was forgotten"
