@@ -63,6 +63,18 @@ def test_a_benchmark_writes_what_its_table_needs(
     assert render.origin(found).count("weights") == 2
 
 
+def test_learners_side_by_side_make_the_rows_of_one_after_another(
+    reader_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for workers in (0, 2):
+        work, file = tmp_path / f"work{workers}", tmp_path / f"{workers}.json"
+        options = ("--masked", "padded", "--workers", workers, "--work", work, "--json", file)
+        run(monkeypatch, "tune.py", "--quick", "--model", reader_folder, *options)
+        found.append(json.loads(file.read_text(encoding="utf-8")))
+    assert found[0]["rows"] == found[1]["rows"] and found[0]["model"] == found[1]["model"]
+
+
 def test_every_answer_of_a_server_under_load_is_checked(
     reader_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

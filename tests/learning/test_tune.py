@@ -22,6 +22,7 @@ from namm import MemoryCache, load_model
 from namm.learning import Text, TuneConfig, asked_texts, plain_text, tune
 from namm.learning.passages import Passage
 from namm.learning.tuning.adapters import adapted
+from namm.learning.tuning.descent import Descent
 from namm.learning.tuning.loss import text_loss
 from namm.models import ModelNotFoundError
 from namm.policies import H2O, Full, NAMMPolicy
@@ -241,3 +242,13 @@ def test_one_call_under_a_mask_has_the_gradients_of_reading_in_pieces(
     with pytest.raises(ValueError, match="attending_to_held"):
         text_loss(model, text, policy, piece, masked=engine)
     assert abs(text_loss(model, text, None, piece).item() - loss) > 1e-3, "nothing was forgotten"
+
+
+@pytest.mark.parametrize("loss, gradient, named", [(float("inf"), 1.0, "loss"), (1.0, float("nan"), "gradients")])
+def test_what_is_not_finite_is_not_learned_from(tmp_path: Path, loss: float, gradient: float, named: str) -> None:
+    parameter = torch.ones(3, requires_grad=True)
+    descent = Descent({"own": parameter}, QUICK, tmp_path / "descent.pt")
+    parameter.grad = torch.full((3,), gradient)
+    with pytest.raises(ValueError, match=f"{named} became (inf|nan) at step 0"):
+        descent.step(loss)
+    assert parameter.tolist() == [1, 1, 1] and descent.done == 0 and not descent.checkpoint.exists()
