@@ -237,9 +237,9 @@ SECTIONS = (
         "tune_step",
         lambda found: f"A step of learning: {on(found)}",
         "Forward and backward of one text: on the full cache in one call (sdpa), its layers checkpointed; under the "
-        "memory, and where nothing is forgotten, in pieces that are computed again in the backward pass, or these and "
-        "within them the layers too. Bytes are those that a step adds: when the forward pass is done, and at most. "
-        "Seconds: medians, and the ranges seen.",
+        "memory, and where nothing is forgotten, in pieces that are computed again in the backward pass, and within "
+        "them the layers too, but for the last kind. Bytes are those of all tensors that a step adds: when the forward "
+        "pass is done, and at most. Seconds: medians, and the ranges seen.",
         (step_table,),
     ),
     Section("page", titled("The page of `namm inspect`"), "In Chromium without a window; one run.", (page_table,)),

@@ -54,6 +54,9 @@ def tune(
             "on a GPU, in the memory of the full cache."
         ),
     ] = None,
+    checkpoint_layers: Annotated[
+        bool, typer.Option(help="Compute layers again in the backward pass too: slower, in far less memory.")
+    ] = False,
     train_split: options.TrainSplitOption = False,
     library: options.LibraryOption = False,
     seed: options.SeedOption = 0,
@@ -80,6 +83,7 @@ def tune(
         learning_rate=learning_rate,
         piece=piece,
         masked=masked,
+        checkpoint_layers=checkpoint_layers,
         seed=seed,
     )
     loaded, tokenizer = common.load(model, dtype, device)

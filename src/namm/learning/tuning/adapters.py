@@ -76,7 +76,7 @@ class Adapters:
 def adapted(model: PreTrainedModel, settings: TuneConfig) -> Iterator[Adapters]:
     """Within it the model has adapters and is in training; afterwards it is as it was.
 
-    Its layers are checkpointed where a text is one call; else `text_loss` checkpoints whole pieces.
+    Its layers are checkpointed where a text is one call, or it is asked for; else `text_loss` checkpoints pieces alone.
 
     Raises:
         ValueError: if it has adapters already.
@@ -86,7 +86,7 @@ def adapted(model: PreTrainedModel, settings: TuneConfig) -> Iterator[Adapters]:
     wanted = {name: own.requires_grad for name, own in model.named_parameters()}
     training = model.training
     one_call = settings.kept is None or settings.masked is not None
-    checkpoints = one_call and not model.is_activation_checkpointing
+    checkpoints = (one_call or settings.checkpoint_layers) and not model.is_activation_checkpointing
     adapters: Adapters | None = None
     masks = nullcontext() if settings.masked is None else attending_to_held(model)
     try:

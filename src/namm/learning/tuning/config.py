@@ -27,6 +27,8 @@ class TuneConfig:
         masked: the engine of `MemoryCache` by which the memory decides beforehand, after which the text is learned from
             in one call under a mask of what was held. Faster on a GPU, in the bytes of a step on the full cache; None:
             in pieces, through the cache.
+        checkpoint_layers: where a text is read in pieces, compute not only each piece but also each layer in it again,
+            which takes longer and far fewer bytes.
         clip: the largest norm of a gradient.
         save_every: steps.
         seed: of everything random.
@@ -42,6 +44,7 @@ class TuneConfig:
     dropout: float = 0.0
     piece: int = 512
     masked: str | None = None
+    checkpoint_layers: bool = False
     clip: float = 1.0
     save_every: int = 10
     seed: int = 0
