@@ -112,7 +112,9 @@ def test_distilling_is_nothing_to_learn_where_nothing_is_forgotten(model: PreTra
     assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
 
 
-@pytest.mark.parametrize("options", [{}, {"kept": None}, {"objective": "distill", "dropout": 0.2, "batch": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"kept": None}, {"checkpoint_layers": True}, {"objective": "distill", "dropout": 0.2, "batch": 2}]
+)
 def test_a_model_learns_and_is_left_as_it_was(model: PreTrainedModel, tmp_path: Path, options: dict) -> None:
     texts, before = texts_of(1), copy.deepcopy(model.state_dict())
     names = [type(module).__name__ for module in model.modules()]
