@@ -753,4 +753,18 @@ MUTATIONS = [
         "",
         ("tests/serving/test_batching.py::test_every_answer_is_that_of_a_single_run",),
     ),
+    Mutation(
+        "the server reads a turn's prompts without end",
+        "serving/scheduler.py",
+        "while self.reading and left > 0:",
+        "while self.reading:",
+        ("tests/serving/test_batching.py::test_a_turn_reads_several_short_prompts_or_a_piece_of_a_long_one",),
+    ),
+    Mutation(
+        "the server reserves for a rehearsal as without one",
+        "serving/sizes.py",
+        "min(tokens, interval)  #",
+        "min(tokens, interval // 2)  #",
+        ("tests/serving/test_rehearsed.py::test_it_never_holds_more_than_was_reserved",),
+    ),
 ]

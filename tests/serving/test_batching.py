@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from cache.sliding import sliding
@@ -42,6 +44,26 @@ def test_they_are_served_at_once(start) -> None:
     assert served.said(short) == alone(served.model, tokens(100, 1), 5)
     assert not any(isinstance(event, Ended) for event in list(long.events.queue))
     served.engine.cancel(long.job)
+
+
+def test_a_turn_reads_several_short_prompts_or_a_piece_of_a_long_one(start, monkeypatch: pytest.MonkeyPatch) -> None:
+    served, turns, gate = start(piece=100), [], threading.Event()
+    scheduler = served.engine.scheduler
+    turn, read = scheduler.turn, scheduler._read
+
+    def watched(job) -> int:
+        turns[-1].append(read(job))
+        return turns[-1][-1]
+
+    monkeypatch.setattr(scheduler, "turn", lambda: (turns.append([]), turn()))
+    monkeypatch.setattr(scheduler, "_read", watched)
+    served.engine.ask(gate.wait)  # so that all have come before the first turn
+    lengths = [5, 5, 5, 5, 5, 250]
+    answers = [served.generate(tokens(length, seed), 3) for seed, length in enumerate(lengths)]
+    gate.set()
+    for seed, (length, answer) in enumerate(zip(lengths, answers, strict=True)):
+        assert served.said(answer) == alone(served.model, tokens(length, seed), 3, piece=100)
+    assert [read for read in turns if read] == [[5, 5, 5, 5], [5, 100], [100], [50]]
 
 
 def test_a_single_run_is_what_generate_gives(start) -> None:

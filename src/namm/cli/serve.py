@@ -17,6 +17,9 @@ def serve(
     policy: options.PolicyOption = "namm",
     kept: options.KeptOption = None,
     budget: options.BudgetOption = None,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="The model repeats every document before the memory decides.")
+    ] = False,
     bits: options.BitsOption = None,
     cache_bytes: Annotated[str, typer.Option("--cache-bytes", help="All that caches may hold together.")] = "2GiB",
     host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
@@ -32,6 +35,14 @@ def serve(
     max_body: Annotated[str, typer.Option("--max-body", help="Of a request.")] = "16MiB",
     queue: Annotated[int, typer.Option("--queue", min=1, help="Requests that wait at most.")] = 64,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Requests that are served at once at most.")] = 32,
+    piece: Annotated[
+        int | None,
+        typer.Option(
+            "--piece",
+            min=1,
+            help="Tokens of prompts that are read between two steps of the answers; 128 on a CPU, or 512.",
+        ),
+    ] = None,
     patience: Annotated[
         float, typer.Option("--patience", min=0.0, help="Seconds that running requests have at the end.")
     ] = 30.0,
@@ -48,6 +59,7 @@ def serve(
         memory=parse_bytes(cache_bytes),
         tokens=max_tokens,
         body=parse_bytes(max_body),
+        rehearse=rehearse,
         queue=queue,
         batch=batch,
         keys=tuple(api_key or ()),
@@ -71,5 +83,6 @@ def serve(
             f"{count} documents in {folder} are damaged or of another model, and are left alone", soft_wrap=True
         )
     served = name or Path(model).name
+    settings = settings.on(network.device.type, piece)
     app = create_app(network, tokenizer, rule, documents, settings, name=served, bits=bits)
     run(app, host, port, lambda url: console.print(f"{served} is served at {url}", soft_wrap=True))
