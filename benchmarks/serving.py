@@ -54,7 +54,7 @@ QUESTIONS = (
     "How does it end? Say it in one sentence.",
     "Which of the people is the oldest?",
 )
-BEGINNINGS = (0.1, 0.25), (0.15, 0.6)  # of texts in turn, that are to be gone on with
+BEGINNINGS = (0.1, 0.28), (0.15, 0.6)  # of texts in turn, that are to be gone on with
 NAME = "measured"
 READ_WITH = 2**31  # bytes, while documents are read
 
@@ -81,7 +81,7 @@ class Plan:
         return cls(int(clients), int(batch), float(seconds), float(times))
 
 
-PLANS = "1,32,30,10", "8,32,45,10", "64,32,300,10", "64,32,60,1", "8,1,45,10", "64,1,60,10"
+PLANS = "1,32,30,10", "8,32,45,10", "64,32,300,10", "64,32,45,1", "8,1,45,10", "64,1,45,10"
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,7 @@ def main() -> None:
     )
     options.add_argument("--documents", type=int, default=4)
     options.add_argument("--letters", type=int, default=4000, help="of a document")
-    options.add_argument("--new-tokens", type=int, default=32)
+    options.add_argument("--new-tokens", type=int, default=24)
     options.add_argument("--kept", type=float, default=0.25, help="aimed at")
     options.add_argument("--bits", type=int, help="of keys and values")
     options.add_argument("--piece", type=int, default=128, help="tokens of prompts between two steps of answers")

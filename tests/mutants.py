@@ -255,7 +255,7 @@ MUTATIONS = [
     Mutation(
         "layers are compared only where a text is settled",
         "cache/layer.py",
-        "if not (self.every and self.policy.trims and self.engine.decided):",
+        "if self.before is None or not (self.policy.trims and self.engine.decided):",
         "if True:",
         ("tests/cache/test_budgets.py",),
     ),

@@ -70,11 +70,17 @@ def serve(
     from namm.memory import NAMM
     from namm.serving.app import create_app
     from namm.serving.documents import Documents
+    from namm.serving.prefill import rehearsing
     from namm.serving.run import run
 
     rule = common.policy_from(policy, NAMM.from_pretrained(memory), kept=kept, budget=budget)
     if rule.needs_rehearsal:
-        raise ValueError(f"{policy!r} needs a rehearsal, which the server does not give: choose another --policy")
+        raise ValueError(
+            f"{policy!r} needs a rehearsal of all that it reads, which the server gives to documents only: choose "
+            "another --policy"
+        )
+    if rehearse and rehearsing(rule) is None:
+        raise ValueError(f"{policy!r} does not look at a rehearsal: leave --rehearse out, or serve a distilled memory")
     network, tokenizer = common.load(model, dtype, device)
     documents = Documents(folder, network, tokenizer)
     if documents.passed_over:
