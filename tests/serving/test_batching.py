@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import threading
+import weakref
 
 import pytest
 import torch
@@ -108,6 +111,25 @@ def test_one_that_fails_fails_alone(start, monkeypatch: pytest.MonkeyPatch) -> N
     assert error.status == 500 and "ZeroDivisionError" in error.message
     assert served.said(good) == alone(served.model, tokens(9, 3), 60)
     assert served.reserved() == 0
+
+
+def test_what_failed_keeps_nobodys_cache(start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("namm.serving"), "disabled", True)  # else pytest keeps the error
+    served = start()
+    good, bad = served.generate(tokens(9, 3), 60), served.generate(tokens(9, 4), 60)
+    wait_until(lambda: len(served.engine.scheduler.answering) == 2)
+    held = [weakref.ref(answer.job.cache.layers[0]) for answer in (good, bad)]
+    gc.collect()
+    gc.disable()
+    try:
+        served.engine.ask(lambda: monkeypatch.setattr(bad.job.cache.layers[1].engine, "serve", lambda *given: 1 / 0))
+        assert served.refusal(bad).status == 500
+        served.said(good)
+        served.snapshot()
+        monkeypatch.undo()  # it holds an engine
+        assert [own() for own in held] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_a_prompt_that_fails_fails_alone(start) -> None:

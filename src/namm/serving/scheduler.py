@@ -195,9 +195,10 @@ class Scheduler:
                     self._fail(job, sentence(error), error)
                 continue
             for row, job in enumerate(some):
+                if row in failed:
+                    self._fail(job, sentence(failed[row]), failed.pop(row))
+                    continue
                 try:
-                    if row in failed:
-                        raise failed[row]
                     self._say(job, logits[row])
                 except Exception as error:
                     self._fail(job, sentence(error), error)
@@ -212,6 +213,7 @@ class Scheduler:
         together = Together(caches)
         found = step(self.model, together, ids)
         failed.update(together.failed)
+        together.failed.clear()  # an error's traceback holds `together`, and so the caches of all rows
         return found
 
     def _say(self, job: Generation, logits: torch.Tensor) -> None:
