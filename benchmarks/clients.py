@@ -48,7 +48,7 @@ class Answer:
 
 @dataclass
 class Load:
-    """So many clients for so many seconds, each of whom is answered before it goes.
+    """So many clients for so many seconds, each of whom asks at least once, and is answered before it goes.
 
     Attributes:
         asked: path and body of every request that there may be, taken in turn.
@@ -73,27 +73,35 @@ class Load:
         """Ends when all are answered."""
         self._numbers, self._begun, self._lock = itertools.count(), time.perf_counter(), threading.Lock()
         threads = [threading.Thread(target=self._client) for _ in range(self.clients)]
-        for thread in threads:
-            thread.start()
         with httpx2.Client(base_url=self.url, timeout=None) as http:
+            self._look(http)
+            self._begun = time.perf_counter()
+            for thread in threads:
+                thread.start()
             while any(thread.is_alive() for thread in threads):
-                for name, value in {"seconds": self._now(), **sample(http)}.items():
-                    self.samples.setdefault(name, []).append(round(value, 2))
                 time.sleep(min(1.0, self.seconds / 10))
-        self.took = self._now()
+                self._look(http)
+        self.took = max((answer.ended for answer in self.answers), default=self._now())
+
+    def _look(self, http: httpx2.Client) -> None:
+        for name, value in {"seconds": self._now(), **sample(http)}.items():
+            self.samples.setdefault(name, []).append(round(value, 2))
 
     def _now(self) -> float:
         return time.perf_counter() - self._begun
 
     def _client(self) -> None:
-        with httpx2.Client(base_url=self.url, timeout=None) as http:
-            while self._now() < self.seconds:
+        with httpx2.Client(base_url=self.url, timeout=None, verify=False) as http:  # which loads no certificates
+            while True:
                 number, begun = next(self._numbers) % len(self.asked), self._now()
                 try:
                     while (wait := self._ask(http, number, begun)) is not None:
                         time.sleep(wait)
                 except Exception as error:  # whatever it is, it is told with the numbers
                     self.failed.append(f"{type(error).__name__}: {error}")
+                    time.sleep(1)
+                if self._now() >= self.seconds:
+                    return
 
     def _ask(self, http: httpx2.Client, number: int, begun: float) -> float | None:
         """One try; how many seconds to wait before the next, None: it is over."""

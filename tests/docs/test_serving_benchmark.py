@@ -32,7 +32,7 @@ def test_every_answer_of_a_server_under_load_is_checked(
     runpy.run_path(str(BENCHMARKS / "serving.py"), run_name="__main__")
     found = json.loads(file.read_text(encoding="utf-8"))
     (row,) = found["rows"]
-    assert row["answered"] == len(row["whole_seconds"]) >= row["answered_within"] > 0 and row["tokens_within"] > 0
+    assert row["answered"] == len(row["whole_seconds"]) >= max(3, row["answered_within"])
     assert row["wrong"] == row["refused"] == 0 and row["failed"] == []
     assert row["after"]["held"] == row["documents_bytes"] > row["left"]["held"] == row["left"]["reserved"] == 0
     assert max(row["samples"]["held"]) <= max(row["samples"]["reserved"]) <= row["memory"] == 2 * row["demand"]
