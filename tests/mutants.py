@@ -761,10 +761,10 @@ MUTATIONS = [
         ("tests/serving/test_batching.py::test_a_turn_reads_several_short_prompts_or_a_piece_of_a_long_one",),
     ),
     Mutation(
-        "the server reserves for a rehearsal as without one",
-        "serving/sizes.py",
-        "min(tokens, interval)  #",
-        "min(tokens, interval // 2)  #",
-        ("tests/serving/test_rehearsed.py::test_it_never_holds_more_than_was_reserved",),
+        "the server does not say that a document was rehearsed",
+        "serving/scheduler.py",
+        "job.chat, job.instruction is not None)",
+        "job.chat, False)",
+        ("tests/serving/test_rehearsed.py::test_it_is_saved_with_the_document",),
     ),
 ]
