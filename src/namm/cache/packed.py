@@ -12,15 +12,17 @@ A token is coded once. Unpacked it serves a decision, after which those that sta
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from namm.cache.storage import TokenStore
-from namm.support.tensors import Column
+from namm.support.tensors import Column, round_up
 
 BITS = 4, 8
 GROUP = 64  # channels that share bounds, at most
@@ -188,6 +190,7 @@ class Packed:
     columns: Mapping[str, Tensor]
     frame: Tensor | None
     state: Mapping[str, Column]
+    _open: list[dict[tuple[int, str], Tensor]] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def heads(self) -> int:
@@ -205,12 +208,34 @@ class Packed:
             first = sum(self.lengths[:head])
             found = self.columns[name][first : first + self.lengths[head]]
             return from_byte(found, self.state[name]) if is_bounded(self.state, name) else found
+        return self._unpacked(head, name)[: self.lengths[head]]
+
+    def parts(self, head: int) -> list[tuple[Tensor, Tensor, int]]:
+        """See `TokenStore.parts`."""
+        return [(self._unpacked(head, "keys"), self._unpacked(head, "values"), self.lengths[head])]
+
+    @contextmanager
+    def unpacked_once(self) -> Iterator[None]:
+        """While it lasts, what is unpacked stays so: for several rows that read the same in turn."""
+        self._open.append({})
+        try:
+            yield
+        finally:
+            self._open.pop()
+
+    def _unpacked(self, head: int, name: str) -> Tensor:
+        """Keys or values of a head, free slots behind them, see `round_up`; not to be written to."""
+        if self._open and (head, name) in self._open[-1]:
+            return self._open[-1][head, name]
         found = turned(decode(*self.coded(head, name), self.bits))
         if name == "keys" and self.frame is not None:
             centre, size = self.frame[:, head]
             found = torch.addcmul(centre, found, size)
         found, first = found.to(self.dtype), sum(self.sinks[:head])
         found[: self.sinks[head]] = self.columns[f"sink {name}"][first : first + self.sinks[head]]
+        found = F.pad(found, (0, 0, 0, round_up(len(found)) - len(found)))
+        if self._open:
+            self._open[-1][head, name] = found
         return found
 
     def head(self, head: int) -> dict[str, Tensor]:

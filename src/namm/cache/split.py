@@ -59,6 +59,10 @@ class SplitStore:
         tokens = len(held) + len(new)
         return torch.cat([held, new, held.new_zeros(round_up(tokens) - tokens, *held.shape[1:])])
 
+    def parts(self, head: int) -> list[tuple[Tensor, Tensor, int]]:
+        """See `TokenStore.parts`: what is only read, which nothing copies, and what came since."""
+        return [part for store in (self.held, self.since) for part in store.parts(head) if part[2]]
+
     def own(self) -> TokenStore:
         """A store with the same tokens that belongs to the row alone, and can be written to."""
         made, new = self.held.own(), [self.since.head(head) for head in range(self.heads)]
