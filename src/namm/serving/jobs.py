@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from namm.cache import MemoryCache
-from namm.serving.documents import Document
+from namm.serving.documents import Document, new_id
 from namm.serving.errors import ServingError
 from namm.serving.sampling import Sampling
 from namm.serving.text import Stops, TextStream
@@ -87,11 +87,12 @@ class Reading(Job):
     """A text that is to become a document.
 
     Attributes:
-        name: see `Document`; so is `chat`.
+        name: see `Document`; so are `chat` and `id`.
     """
 
     name: str
     chat: bool
+    id: str = field(default_factory=new_id)
 
 
 @dataclass(eq=False, kw_only=True)
