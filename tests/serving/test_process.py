@@ -67,6 +67,7 @@ def test_what_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     assert "write it as 512MiB" in refused(*folder, "--cache-bytes", "much")
     assert "an API key is empty" in refused(*folder, "--api-key", "")
     assert "--folder" in refused()
+    assert "give --replicas too" in refused(*folder, "--max-replicas", 2)
     assert "needs a rehearsal" in refused(*folder, "--policy", "kvzip")
     (tmp_path / "file").write_text("")
     assert "can't write to" in refused("--folder", tmp_path / "file")

@@ -64,7 +64,9 @@ def run(recipe: Recipe, scale: Scale, host: str, port: int, address: str, ready:
 
 def _reason(error: Exception) -> str:
     """The last error that a replica's log names."""
-    found = FAILED.findall(str(error))
+    told = serve.status().applications.get(NAME)
+    messages = [] if told is None else [deployment.message for deployment in told.deployments.values()]
+    found = FAILED.findall("\n".join(messages))
     return found[-1] if found else str(error)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
@@ -154,6 +155,9 @@ class RayReplicas:
         try:
             async for message in answer:
                 yield message
+        except (asyncio.CancelledError, GeneratorExit):  # nobody waits for the rest
+            answer.cancel()
+            raise
         except ActorDiedError:
             raise ReplicaDied from None
         except BackPressureError:
@@ -162,8 +166,6 @@ class RayReplicas:
         except (RayError, RayServeException) as error:
             why = f"the replica can't be reached ({type(error).__name__}): try again later"
             raise ServingError(503, why, "no_replica", retry_after=10) from None
-        finally:
-            answer.cancel()
 
     async def ask_all(self, request: Forwarded) -> Mapping[str, str]:
         """See `Replicas`."""
