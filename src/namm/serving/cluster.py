@@ -8,11 +8,14 @@ import re
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
+from ray.serve.exceptions import RayServeException
 
 from namm.serving.replicas import Recipe, Scale, application
 from namm.serving.run import listen, url_of
@@ -47,16 +50,17 @@ def run(recipe: Recipe, scale: Scale, host: str, port: int, address: str, ready:
     try:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         location = "HeadOnly" if address == LOCAL else "EveryNode"
-        serve.start(proxy_location=location, http_options=HTTPOptions(host=host, port=port))
         try:
+            serve.start(proxy_location=location, http_options=HTTPOptions(host=host, port=port))
             serve.run(application(recipe, scale), name=NAME, route_prefix="/")
-        except RuntimeError as error:
+        except (RayError, RuntimeError) as error:
             raise ValueError(f"a replica can't start: {_reason(error)}") from None
         ended = _wait_for_signals()
         ready(url)
         while not ended.wait(1):
             pass
-        serve.get_app_handle(NAME).drain.remote(recipe.settings.patience).result()
+        with suppress(RayError, RayServeException):  # a front that dies has nobody to wait for
+            serve.get_app_handle(NAME).drain.remote(recipe.settings.patience).result()
         serve.delete(NAME)  # what is of others in the cluster stays
     finally:
         ray.shutdown()
@@ -64,8 +68,10 @@ def run(recipe: Recipe, scale: Scale, host: str, port: int, address: str, ready:
 
 def _reason(error: Exception) -> str:
     """The last error that a replica's log names."""
-    told = serve.status().applications.get(NAME)
-    messages = [] if told is None else [deployment.message for deployment in told.deployments.values()]
+    messages = []
+    with suppress(RayError, RuntimeError):
+        told = serve.status().applications.get(NAME)
+        messages = [] if told is None else [deployment.message for deployment in told.deployments.values()]
     found = FAILED.findall("\n".join(messages))
     return found[-1] if found else str(error)
 
