@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,17 +106,14 @@ class Replica:
 
     async def answer(self, request: Forwarded) -> AsyncGenerator[Message, None]:
         """A request, message by message."""
-        async for message in play(self.app, request):
-            yield message
+        async with aclosing(play(self.app, request)) as messages:
+            async for message in messages:
+                yield message
 
     async def whole(self, request: Forwarded) -> tuple[str, str]:
         """The name of the replica, and the body of its answer."""
         parts = [message.get("body", b"") async for message in play(self.app, request)]
         return serve.get_replica_context().replica_id.unique_id, b"".join(parts).decode()
-
-    def process(self) -> int:
-        """Its id in its machine."""
-        return os.getpid()
 
     def forget(self, document: str) -> None:
         """Free the memory of a deleted document as soon as nobody uses it."""
