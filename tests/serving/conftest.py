@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 import uvicorn
+from commanded import Process
 from served import KEPT, Address, Served
 from transformers import LlamaForCausalLM
 
-from namm import load_model
+from namm import NAMM, NAMMConfig, load_model
 from namm.serving.app import create_app
 from namm.serving.documents import Documents
 from namm.serving.engine import Engine
@@ -78,3 +79,20 @@ def serve(loaded: tuple[Any, Any], tmp_path: Path) -> Iterator[Callable[..., Add
     for server, thread in running:
         server.should_exit = True
         thread.join()
+
+
+@pytest.fixture
+def command(model_folder: Path, tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Starts the command with one folder of documents; what runs is killed at the end of the test."""
+    NAMM(NAMMConfig(update_interval=32)).save_pretrained(tmp_path / "memory")
+    running: list[Process] = []
+
+    def begin(*more: str) -> Process:
+        memory, folder = str(tmp_path / "memory"), str(tmp_path / "documents")
+        running.append(Process("--model", str(model_folder), "--memory", memory, "--folder", folder, *more))
+        return running[-1]
+
+    yield begin
+    for own in running:
+        own.process.kill()
+        own.process.wait()

@@ -48,11 +48,30 @@ def serve(
     ] = 30.0,
     dtype: options.DtypeOption = Dtype.AUTO,
     device: options.DeviceOption = None,
+    replicas: Annotated[
+        int | None, typer.Option("--replicas", min=1, help="Serve by so many processes, by Ray Serve.")
+    ] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option("--max-replicas", min=1, help="Start more under load, up to so many.")
+    ] = None,
+    ongoing: Annotated[
+        int | None, typer.Option("--ongoing", min=1, help="Requests a replica beyond which more are started.")
+    ] = None,
+    cpus: Annotated[int, typer.Option("--cpus", min=1, help="Of each replica, which has as many threads.")] = 1,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=0, help="Of each replica; the model's layers are spread over several.")
+    ] = None,
+    ray: Annotated[str | None, typer.Option(help='Address of a Ray cluster, or "local".')] = None,
 ) -> None:
     """Serve a model with OpenAI's API, and documents that are read once and asked often."""
     from namm.support.extras import require
 
     require(["fastapi", "uvicorn", "prometheus_client"], "serve")
+    several = replicas is not None or ray is not None
+    if several:
+        require(["ray.serve", "mmh3"], "replicas")
+    elif max_replicas or ongoing or gpus is not None or cpus > 1:
+        raise ValueError("--max-replicas, --ongoing, --cpus and --gpus are of replicas: give --replicas too")
     from namm.serving.settings import Settings, parse_bytes
 
     settings = Settings(
@@ -81,6 +100,26 @@ def serve(
         )
     if rehearse and rehearsing(rule) is None:
         raise ValueError(f"{policy!r} does not look at a rehearsal: leave --rehearse out, or serve a distilled memory")
+    served = name or Path(model).name
+
+    def ready(url: str) -> None:
+        console.print(f"{served} is served at {url}", soft_wrap=True)
+
+    if several:
+        from namm.models.load import local_path
+        from namm.serving.cluster import LOCAL
+        from namm.serving.cluster import run as run_replicas
+        from namm.serving.replicas import Recipe, Scale
+
+        if gpus is None:
+            gpus = int(device is not None and device.startswith("cuda"))
+        placed = {"device_map": "auto"} if gpus > 1 else {"device": device}
+        path = local_path(model)  # which every replica finds from wherever it runs
+        source = model if path is None else str(path.resolve())
+        settings = settings.on("cuda" if gpus else "cpu", piece)
+        recipe = Recipe(source, folder.resolve(), rule, served, settings, dtype.value, placed, bits)
+        run_replicas(recipe, Scale(replicas or 1, max_replicas, ongoing, cpus, gpus), host, port, ray or LOCAL, ready)
+        return
     network, tokenizer = common.load(model, dtype, device)
     documents = Documents(folder, network, tokenizer)
     if documents.passed_over:
@@ -88,7 +127,6 @@ def serve(
         errors.print(
             f"{count} documents in {folder} are damaged or of another model, and are left alone", soft_wrap=True
         )
-    served = name or Path(model).name
     settings = settings.on(network.device.type, piece)
     app = create_app(network, tokenizer, rule, documents, settings, name=served, bits=bits)
-    run(app, host, port, lambda url: console.print(f"{served} is served at {url}", soft_wrap=True))
+    run(app, host, port, ready)

@@ -35,7 +35,7 @@ class Admission:
 
     def document(self, id: str) -> Document:
         """A document that is known; ServingError if it is not."""
-        found = self.documents.known.get(id)
+        found = self.documents.find(id)
         if found is None:
             raise unknown_document(id)
         return found
@@ -78,7 +78,7 @@ class Admission:
 
     def correct(self, job: Job, cache: MemoryCache) -> None:
         """Reserve anew for a job whose document was loaded: it may have been read under another policy."""
-        document = self.documents.known.get(job.document or "")
+        document = self.documents.find(job.document or "")
         if document is not None:
             self.memory.jobs[job] = self._forked(job, document, cache)
 

@@ -78,7 +78,7 @@ def create_app(
     app.include_router(Library(engine, documents, prompts, to_repeat(tokenizer) if rehearses else None).router())
     _add_models(app, name)
     _add_state(app, engine, metrics)
-    _add_errors(app)
+    add_errors(app)
     app.add_middleware(Guard, settings=settings, draining=lambda: engine.draining, answered=metrics.answered)
     return app
 
@@ -131,7 +131,9 @@ def _add_state(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
         return PlainTextResponse(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_errors(app: FastAPI) -> None:
+def add_errors(app: FastAPI) -> None:
+    """Have errors answered in the shape that clients of OpenAI's API read."""
+
     @app.exception_handler(ServingError)
     async def refused(request: Request, error: ServingError) -> JSONResponse:
         return JSONResponse(error.body(), error.status, error.headers())

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from namm.cache import MemoryCache
-from namm.serving.documents import Document
+from namm.serving.documents import Document, new_id
 from namm.serving.errors import ServingError
 from namm.serving.sampling import Sampling
 from namm.serving.text import Stops, TextStream
@@ -87,13 +87,14 @@ class Reading(Job):
     """A text that is to become a document.
 
     Attributes:
-        name: see `Document`; so is `chat`.
+        name: see `Document`; so are `chat` and `id`.
         instruction: for a rehearsal, ``[tokens]``, see `MemoryCache.rehearse`; None: without one.
         passes: of the rehearsal, those that are still to come.
     """
 
     name: str
     chat: bool
+    id: str = field(default_factory=new_id)
     instruction: Tensor | None = None
     passes: Iterator[tuple[Tensor, int]] | None = None
 

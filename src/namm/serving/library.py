@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from torch import Tensor
 
-from namm.serving.documents import Document, Documents
+from namm.serving.documents import Document, Documents, new_id
 from namm.serving.engine import Engine
 from namm.serving.errors import ServingError, unknown_document
 from namm.serving.following import Mailbox, follow
@@ -20,6 +20,8 @@ from namm.serving.prefill import repeated
 from namm.serving.prompts import Prompts
 from namm.serving.schemas import Deleted, DocumentCard, DocumentList, DocumentRequest, DocumentTokens
 from namm.serving.text import TextStream
+
+NEW_ID = "namm.document"  # in a scope: the id of the document that is to be read, where it was chosen before
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,14 @@ class Library:
         @routes.post("", response_model=DocumentCard, status_code=201)
         async def read(asked: DocumentRequest, request: Request) -> Any:
             """Read a text once; answered when what is remembered of it is on disk."""
-            if len(self.documents.known) >= self.engine.settings.documents:
+            if await run_in_threadpool(self.documents.count) >= self.engine.settings.documents:
                 raise ServingError(409, "there are as many documents as may be: delete one", "too_many_documents")
             instruction = self._instruction(asked)
             repeats = 0 if instruction is None else repeated(self.engine.scheduler.policy, instruction)
             ids, chat = await run_in_threadpool(self.prompts.document, asked.text, asked.raw, repeats)
             mailbox = Mailbox()
-            job = Reading(ids=ids, tell=mailbox.tell, name=asked.name, chat=chat, instruction=instruction)
+            own = request.scope.get(NEW_ID) or new_id()
+            job = Reading(ids=ids, tell=mailbox.tell, name=asked.name, chat=chat, id=own, instruction=instruction)
             async with aclosing(follow(self.engine, job, mailbox, request)) as events:
                 async for event in events:
                     if isinstance(event, Read):
@@ -61,7 +64,7 @@ class Library:
         @routes.get("", response_model=DocumentList)
         async def every() -> Any:
             """All documents, the oldest first."""
-            return {"object": "list", "data": [card(document) for document in self.documents.known.values()]}
+            return {"object": "list", "data": [card(found) for found in await run_in_threadpool(self.documents.every)]}
 
         @routes.get("/{document}", response_model=DocumentCard)
         async def one(document: str) -> Any:
@@ -93,7 +96,7 @@ class Library:
         return self.instruction
 
     def _known(self, document: str) -> Document:
-        found = self.documents.known.get(document)
+        found = self.documents.find(document)
         if found is None:
             raise unknown_document(document)
         return found

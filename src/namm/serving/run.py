@@ -59,18 +59,34 @@ def run(app: FastAPI, host: str, port: int, ready: Callable[[str], None]) -> Non
         ready: is called with the address.
 
     Raises:
-        OSError: if the address can't be had.
+        ValueError: if the address can't be had.
     """
     engine: Engine = app.state.engine
     config = uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=CLOSING)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        bound = socket.create_server((host, port), family=family, backlog=config.backlog)
-    except (OSError, OverflowError) as error:
+        bound = listen(host, port, config.backlog)
+    except ValueError:
         engine.close()
+        raise
+    with bound:
+        ready(url_of(host, bound))
+        Server(config, engine).run(sockets=[bound])
+
+
+def listen(host: str, port: int, backlog: int | None = None) -> socket.socket:
+    """A socket that is bound to an address.
+
+    Raises:
+        ValueError: if the address can't be had.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=backlog)
+    except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ValueError(f"can't listen at {host}:{port} ({reason}): name another --host or --port") from None
-    with bound:
-        name = f"[{host}]" if ":" in host else host
-        ready(f"http://{name}:{bound.getsockname()[1]}")
-        Server(config, engine).run(sockets=[bound])
+
+
+def url_of(host: str, bound: socket.socket) -> str:
+    """Of a socket from `listen`."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"

@@ -19,7 +19,7 @@ from namm.cache.together import Together, can_join, step
 from namm.policies.base import Policy
 from namm.serving.admission import Admission
 from namm.serving.documents import Document, Documents
-from namm.serving.errors import ServingError, sentence, stopping
+from namm.serving.errors import ServingError, sentence, stopping, unknown_document
 from namm.serving.jobs import Failed, Generation, Job, Read, Reading
 from namm.serving.memory import Memory
 from namm.serving.prefill import read_some, rehearsing
@@ -149,8 +149,9 @@ class Scheduler:
     def _loaded(self, id: str, found: MemoryCache | Exception) -> None:
         waiting = [job for job in self.loading if job.document == id]
         if isinstance(found, Exception):
+            gone = self.documents.find(id) is None  # deleted while it was loaded
             for job in waiting:
-                self._fail(job, sentence(found), found)
+                self._fail(job, unknown_document(id) if gone else sentence(found), found)
             self.memory.drop(id)
             return
         held = self.memory.documents.get(id)
@@ -234,7 +235,7 @@ class Scheduler:
         self.watch.kept(cache)
         self.saving.append(job)
         self._work(
-            lambda: self.documents.save(cache, job.ids, job.name, job.chat, job.instruction is not None),
+            lambda: self.documents.save(cache, job.ids, job.name, job.chat, job.instruction is not None, job.id),
             lambda found: self._saved(job, cache, found),
         )
 
