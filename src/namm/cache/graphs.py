@@ -218,8 +218,8 @@ def graphed(cache: MemoryCache, make: Callable[[], Graph] | None = None) -> Iter
         make: of a graph; None: of CUDA on the model's device.
 
     Raises:
-        ValueError: where that can't be: without a GPU, with another engine or with bits, for a policy without updates,
-            for a model that is spread over devices or has layers that don't forget.
+        ValueError: where that can't be: without a GPU, with another engine, for a policy without updates, for a model
+            that is spread over devices or has layers that don't forget.
         RuntimeError: in a step that can't be captured.
 
     Example:
@@ -251,8 +251,6 @@ def _refuse(cache: MemoryCache, devices: set[torch.device], make: Any) -> None:
         reason = (
             f"the engine {cache.engine!r} does not make the same launches in every step; make the cache with 'ragged'"
         )
-    elif cache.bits is not None:
-        reason = "with bits, tokens are unpacked in other places at every step; make the cache without"
     elif not all(isinstance(layer, MemoryLayer) for layer in cache.layers):
         reason = "layers that don't forget make other launches in every step"
     elif cache.policy.update_interval is None:

@@ -257,6 +257,13 @@ class Packed:
             assert column.untyped_storage().nbytes() == column.nbytes, f"{name!r} is a view"
 
     @cached_property
+    def places(self) -> Tensor:
+        """Of each head where its tokens begin, how many there are, and the same of its sinks: ``[4, heads]`` int32."""
+        told = starts_of(self.lengths), self.lengths, starts_of(self.sinks), self.sinks
+        with torch.inference_mode(False):
+            return torch.tensor(told, dtype=torch.int32, device=self.columns["positions"].device)
+
+    @cached_property
     def _counts(self) -> Tensor:
         """`lengths` on the device."""
         return torch.tensor(self.lengths, device=self.columns["positions"].device)

@@ -10,7 +10,7 @@ from torch import Tensor
 from namm.cache.arithmetic import AttentionForm, infinite
 from namm.cache.batched import Batched
 from namm.cache.engine import RowState
-from namm.cache.ragged.attending import attend
+from namm.cache.ragged.attending import FEW, attend
 from namm.cache.ragged.launching import check_device, to_device
 from namm.cache.ragged.observing import normalise, observe
 from namm.cache.ragged.ring import Ring
@@ -73,31 +73,33 @@ class Ragged(Batched):
         return output
 
     @property
-    def _plain(self) -> RaggedStore:
-        assert isinstance(self.store, RaggedStore), "see `namm.cache.graphs.graphed`"
-        return self.store
+    def _newest(self) -> RaggedStore:
+        """Where new tokens go."""
+        return self.store.since if isinstance(self.store, SplitRagged) else self.store
 
     def places(self) -> list[Tensor]:
         """What a step of decoding reads and writes until something is moved."""
-        held = [self._plain.records, self._plain.table] if self.seen else []
+        held = [self._newest.records, self._newest.table] if self.seen else []
         return held + ([self.ring.queries, self.ring.normalisers] if self.seen and self.ring is not None else [])
 
     def free(self) -> int:
-        """Tokens until the first row's block is full."""
+        """Tokens until the first row's block is full; none where steps are not the same launches up to there."""
+        if isinstance(self.store, SplitRagged) and self.query_heads // self.store.heads > FEW:
+            return 0
         return min(self._room(), default=0)
 
     def repeated(self) -> None:
         """Count a token of every row that was stored by the launches of an earlier step."""
         self._took([1] * len(self.seen), waits=True)
-        self._plain.lengths = [[length + 1 for length in row] for row in self.store.lengths]
+        self._newest.lengths = [[length + 1 for length in row] for row in self._newest.lengths]
 
     def counts(self) -> tuple[list[int], list[list[int]]]:
         """How many tokens were seen and are held, for `recount`."""
-        return self.seen, self.store.lengths
+        return self.seen, self._newest.lengths
 
     def recount(self, counts: tuple[list[int], list[list[int]]]) -> None:
         """Take back what was counted since then, and not stored."""
-        self.seen, self._plain.lengths = counts
+        self.seen, self._newest.lengths = counts
 
     def _observe(self, rows: list[int], form: AttentionForm, *, whole: bool) -> None:
         fresh, store = self.fresh[rows[0]], self.own()

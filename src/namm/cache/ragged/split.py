@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from namm.cache.arithmetic import AttentionForm
-from namm.cache.ragged.attending import attend
+from namm.cache.ragged.attending import are_few, attend
 from namm.cache.ragged.launching import to_device
 from namm.cache.ragged.ring import Ring
 from namm.cache.ragged.store import BASES, ENDS, GAPS, HEALTH, RaggedStore
@@ -47,7 +47,9 @@ class SplitRagged(SplitBatch):
         return made
 
     def attend(self, query: Tensor, new: Sequence[int], form: AttentionForm, ring: Ring | None) -> Tensor:
-        """See `namm.cache.ragged.attending.attend`."""
+        """See `namm.cache.ragged.attending.attend`; few queries attend to what is packed as it is."""
+        if self.held.tokens and are_few(query, self.heads):
+            return attend(self.since, query, new, form, ring, self.held)
         store = self.view()
         output = attend(store, query, new, form, ring)
         if store is not self.since:  # what the kernels note there
