@@ -12,7 +12,7 @@ from launches import Launches
 from layers import Layers, random_tokens
 from tape import Tape
 from test_graphs import held, ids_of, model_of, steps
-from test_padded import compare, policy_of
+from test_padded import RULES, compare, policy_of, same
 from test_ragged import compiled, sinks_of
 
 from namm import NAMM, MemoryCache, NAMMConfig
@@ -88,6 +88,23 @@ def test_codes_are_attended_to_as_if_they_were_unpacked(width, dtype, form, bits
     assert float(expected.std()) > 0.1
     most = 1e-5 if dtype == torch.float32 else 0.008
     assert float((found - expected).norm()) <= most * float(expected.norm())
+
+
+@pytest.mark.parametrize("engine", ["ragged", "padded"])
+def test_many_queries_attend_to_what_is_unpacked(engine: str) -> None:
+    """Those of a piece of a prompt that ends no block, here outside of the mode in which its first part was read."""
+    policy = RULES["h2o"]("head")
+    found, expected = (Layers(policy, name, AttentionForm(0.5), 1, bits=4) for name in (engine, "loops"))
+    generator = torch.Generator().manual_seed(0)
+    for number, tokens in enumerate((20, 9, 4)):
+        tensors = random_tokens(2, 1, 8, tokens, 8, 1, generator)
+        for each in (found, expected):
+            with torch.inference_mode(number == 0):
+                each.feed([[own.clone() for own in tensors[0]]])
+    same(found, expected)
+    more = random_tokens(2, 1, 8, 9, 8, 1, generator)
+    (output,), (wanted,) = found.feed(more), expected.feed(more)
+    torch.testing.assert_close(output, wanted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("rows", "heads"), [(1, 1), (2, 2)])

@@ -14,7 +14,7 @@ from namm.cache.ragged.launching import to_device
 from namm.cache.ragged.ring import Ring
 from namm.cache.ragged.store import BASES, ENDS, GAPS, HEALTH, RaggedStore
 from namm.cache.split_batch import COLUMNS, SplitBatch
-from namm.support.tensors import Column, round_up, runs
+from namm.support.tensors import Column, round_up, runs, writable
 
 
 class SplitRagged(SplitBatch):
@@ -53,8 +53,8 @@ class SplitRagged(SplitBatch):
         store = self.view()
         output = attend(store, query, new, form, ring)
         if store is not self.since:  # what the kernels note there
-            self.since.table[BASES] = self.since.table[ENDS]
-            self.since.table[HEALTH] = store.table[HEALTH]
+            table = self.since.table = writable(self.since.table)
+            table[BASES], table[HEALTH] = table[ENDS], store.table[HEALTH]
         return output
 
     def append(self, query: Tensor, keys: Tensor, values: Tensor, new: Sequence[int], ring: tuple[Tensor, int]) -> None:
