@@ -20,6 +20,7 @@ from namm.support.tensors import Column, runs
 
 SINKS = 4  # first tokens, which stay exact
 KV = "keys", "values"
+CODES = "keys", "keys bounds", "values", "values bounds"
 
 
 @dataclass
@@ -60,25 +61,20 @@ class Packing:
             origins: where, ``[tokens]`` int: 1 for the first token in `before` and so on, 0 for a token that has no
                 codes yet; None: none has.
         """
-        keys = columns["keys"]
+        keys, starts = columns["keys"], starts_of(lengths)
         heads = owners(lengths, keys.device)
-        centre, size = self._find(keys, heads, lengths).to(precise(keys.device)).unbind()
+        self._find(keys, heads, lengths)
         sinks, coded = self._counts(columns["positions"], heads, lengths, origins)
-        starts = starts_of(lengths)
-        new: Tensor | None = None
-        if before is not None and origins is not None and any(coded):
-            first = [start + old for start, old in zip(starts, coded, strict=True)]
-            new = runs(first, [own - old for own, old in zip(lengths, coded, strict=True)], keys.device)
-            heads, source = heads.index_select(0, new), (origins.long() - 1).clamp_min_(0)
-        packed = {}
-        for name in KV:
-            x = (columns[name] if new is None else columns[name].index_select(0, new)).to(centre.dtype)
-            if name == "keys":
-                x = (x - centre.index_select(0, heads)) / size.index_select(0, heads)
-            for key, own in zip((name, f"{name} bounds"), encode(turned(x), self.bits), strict=True):
-                if new is not None and before is not None:
-                    own = before.columns[key].index_select(0, source).index_copy_(0, new, own)
-                packed[key] = own
+        if before is None or origins is None or not any(coded):
+            packed = self._encoded(columns, heads)
+        else:
+            source = (origins.long() - 1).clamp_min_(0)
+            packed = {key: before.columns[key].index_select(0, source) for key in CODES}
+            if any(new := [own - old for own, old in zip(lengths, coded, strict=True)]):
+                where = runs([start + old for start, old in zip(starts, coded, strict=True)], new, keys.device)
+                fresh = {name: columns[name].index_select(0, where) for name in KV}
+                for key, own in self._encoded(fresh, heads.index_select(0, where)).items():
+                    packed[key].index_copy_(0, where, own)
         for name in columns.keys() - set(KV):
             own = columns[name]
             packed[name] = to_byte(own, state[name].bounds) if is_bounded(state, name) else own
@@ -92,8 +88,20 @@ class Packing:
         if self.frame is not None:
             self.frame = self.frame[:, list(order)]
 
-    def _find(self, keys: Tensor, heads: Tensor, lengths: Sequence[int]) -> Tensor:
-        """The frame, with what is found of heads that have their first tokens here."""
+    def _encoded(self, columns: Mapping[str, Tensor], heads: Tensor) -> dict[str, Tensor]:
+        """Codes and bounds of keys and values of tokens of these heads."""
+        assert self.frame is not None
+        found = {}
+        for name in KV:
+            x = columns[name].to(precise(heads.device))
+            if name == "keys":
+                centre, size = self.frame.to(x.dtype).index_select(1, heads)
+                x = (x - centre) / size
+            found[name], found[f"{name} bounds"] = encode(turned(x), self.bits)
+        return found
+
+    def _find(self, keys: Tensor, heads: Tensor, lengths: Sequence[int]) -> None:
+        """Find the frames of heads that have their first tokens here."""
         if self.frame is None:
             self.frame, self.framed = no_frames(len(lengths), keys), [False] * len(lengths)
         missing = [length > 0 and not known for length, known in zip(lengths, self.framed, strict=True)]
@@ -102,7 +110,6 @@ class Packing:
             where = torch.tensor(missing, device=keys.device)[:, None]
             self.frame = torch.where(where, found, self.frame)
             self.framed = [known or now for known, now in zip(self.framed, missing, strict=True)]
-        return self.frame
 
     def _counts(
         self, positions: Tensor, heads: Tensor, lengths: Sequence[int], origins: Tensor | None

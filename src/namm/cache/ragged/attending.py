@@ -11,14 +11,13 @@ from torch import Tensor
 
 from namm.cache.arithmetic import AttentionForm
 from namm.cache.codes import group_of, turned
-from namm.cache.packed import Packed
+from namm.cache.packed import CODES, Packed
 from namm.cache.ragged.kernels import attention, packed
 from namm.cache.ragged.launching import launch, numbers, power_of_two, widens
 from namm.cache.ragged.ring import Ring
 from namm.cache.ragged.store import RaggedStore
 
 CHUNK = 256  # keys that a program of decoding takes, so that a long head keeps nobody waiting
-PACKED = "keys", "keys bounds", "values", "values bounds", "sink keys", "sink values"
 FEW = 64  # queries of a group, up to which there are chunks
 
 
@@ -130,7 +129,7 @@ def attend_packed(
         (segments, chunks_of(held.lengths)),
         query,
         *query.stride()[:3],
-        *(held.columns[name] for name in PACKED),
+        *(held.columns[name] for name in (*CODES, "sink keys", "sink values")),
         held.frame,
         *turning(width, columns, query.dtype, query.device),
         *turning(value, values, query.dtype, query.device),
