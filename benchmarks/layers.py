@@ -41,7 +41,7 @@ class Layers:
         loan: Any = NoLoan()
         padding, engine = Padding(), partial[Any](ENGINES[self.engine], bits=self.bits)
         self.layers = [MemoryLayer(i, self.policy, padding, loan, engine=engine) for i in range(self.count)]
-        self.layers[-1].every = self.layers
+        self.layers[-1].before = self.layers[:-1]
 
     @torch.no_grad()
     def feed(self, tensors: Sequence[Sequence[Tensor]], mask: Tensor | None = None) -> list[Tensor]:

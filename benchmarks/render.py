@@ -16,6 +16,7 @@ from typing import Any
 
 from gpu_tables import agreement_table, graphs_table, kernel_table, launches_table, model_table
 from learning_tables import ablation_table, beside_rules_table, population_table, search_table
+from serving_tables import checked_table, minutes_table, serving_table
 from tables import (
     answers_table,
     bits_table,
@@ -24,7 +25,6 @@ from tables import (
     loss_table,
     page_table,
     recall_table,
-    serving_table,
     session_table,
     speed_table,
     startup_table,
@@ -178,10 +178,12 @@ SECTIONS = (
     Section(
         "serving",
         lambda found: f"Serving: {on(found)}",
-        "Clients that ask without a pause, and a server that takes one request at a time or many; every answer is "
-        "compared with that of a single run. Medians, in brackets the 95th percentile. MiB are of all caches together, "
-        "documents included, and what is left over when all have been answered.",
-        (serving_table,),
+        "Clients that ask `namm serve` without a pause, which takes one request at a time or many. Asked of the "
+        "budget: bytes that the requests of all clients at once, and the documents, may come to hold by the server's "
+        "reckoning, over those that it may hold. Tokens and answers a second while all clients ask; seconds from a "
+        "request's first try, with all that it waits after a 429, median and in brackets the 95th percentile. Wrong: "
+        "not what a single run says. MiB are of all caches, documents included, and in the last column of the process.",
+        (serving_table, checked_table, minutes_table),
     ),
     Section(
         "startup",
@@ -237,9 +239,9 @@ SECTIONS = (
         "tune_step",
         lambda found: f"A step of learning: {on(found)}",
         "Forward and backward of one text: on the full cache in one call (sdpa), its layers checkpointed; under the "
-        "memory, and where nothing is forgotten, in pieces that are computed again in the backward pass, or these and "
-        "within them the layers too. Bytes are those that a step adds: when the forward pass is done, and at most. "
-        "Seconds: medians, and the ranges seen.",
+        "memory, and where nothing is forgotten, in pieces that are computed again in the backward pass, and within "
+        "them the layers too, but for the last kind. Bytes are those of all tensors that a step adds: when the forward "
+        "pass is done, and at most. Seconds: medians, and the ranges seen.",
         (step_table,),
     ),
     Section("page", titled("The page of `namm inspect`"), "In Chromium without a window; one run.", (page_table,)),

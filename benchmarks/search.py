@@ -8,7 +8,8 @@ Every strategy scores equally many samples for candidates. Start and result keep
 which are others for every seed: tasks that no stage has, on the packaged prose that nothing learned from and the
 library code that the search set aside, and running text of these.
 
-Every run has its own folder in OUT; the same command again goes on where it stopped. Models and memory are those of the
+Every run has its own folder in OUT, with the memory and a plot of its fitness; the same command again goes on where it
+stopped. Models and memory are those of the
 configuration.
 """
 
@@ -31,6 +32,7 @@ from namm.evolution import Evolution, EvolveConfig, SampleSource, read_config, r
 from namm.evolution.directions import recorded_heads
 from namm.evolution.fitness import Work, relative
 from namm.evolution.objective import NATS, RUNNING_TEXT
+from namm.evolution.report import plot
 from namm.evolution.samples import Drawn
 from namm.evolution.workers import Loaded, Map, Setup, in_process, processes
 from namm.policies import Full
@@ -103,6 +105,7 @@ def searched(
         return recorded_heads(*loaded[one.model], start, one.sample, config.share(start))
 
     outcome = Evolution(config, start, sources, scorer, folder, models=fingerprints, record=record).run()
+    plot(outcome, config, folder / "fitness.png")
     own = dict.fromkeys(task for stage in config.stages for task in stage.tasks if task in GENERATORS)
     tasks = [*(task for task in arguments.unseen if task not in own), RUNNING_TEXT]
     if arguments.rules:

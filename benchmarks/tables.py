@@ -345,28 +345,3 @@ def session_table(found: Row) -> str:
     ]
     held = "MiB held", "at most", "of a full cache"
     return markdown_table(("tokens read", "tokens held", "ms a token", *held), lines)
-
-
-def serving_table(found: Row) -> str:
-    """Each load: what was answered and how soon."""
-    lines = []
-    for row in found["rows"]:
-        waits = [sorted(row[name]) for name in ("first_seconds", "whole_seconds")]
-        middles = [f"{statistics.median(own):.2f} ({own[int(0.95 * (len(own) - 1))]:.2f})" for own in waits if own]
-        lines.append(
-            (
-                str(row["clients"]),
-                str(row["batch"]),
-                str(row["answered"]),
-                str(row["wrong"]),
-                str(row["refused"]),
-                str(len(row["failed"])),
-                f"{row['tokens'] / row['seconds']:.1f}",
-                *(middles or ["", ""]),
-                f"{row['held_most'] / 2**20:.1f}",
-                f"{(row['held_after'] - row['held_before']) / 2**20:.1f}",
-            )
-        )
-    headings = ("clients", "at once", "answered", "wrong", "429", "failed", "tokens a second")
-    headings += ("first token s", "answer s", "MiB at most", "MiB left over")
-    return markdown_table(headings, lines)

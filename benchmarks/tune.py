@@ -5,6 +5,7 @@ its memory; each with the full cache and with what a memory keeps.
 
     python benchmarks/tune.py                                        # SmolLM2, three seeds
     python benchmarks/tune.py --model qwen2.5-coder-0.5b --json benchmarks/results/tune-qwen.json
+    python benchmarks/tune.py --device cuda --engine ragged --masked ragged --workers 7       # side by side on a GPU
 
 Training texts and test texts come from different documents. Questions come after the decision, as always. What is
 learned is kept in --work, and each row as soon as it is there: the same command goes on where it was stopped.
@@ -12,8 +13,12 @@ learned is kept in --work, and each row as soon as it is there: the same command
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -54,11 +59,11 @@ def training_documents() -> list[Document]:
     return packaged_prose("demo") + split_documents(standard_library_documents(), seed=0)["train"]
 
 
-def measure(setup: Setup, sample: Sample, kept: float) -> Row:
+def measure(setup: Setup, sample: Sample, kept: float, engine: str) -> Row:
     """One answer."""
     context, question, answer = (part[0] for part in sample.token_ids(setup.tokenizer))
     policy, _ = setup.policy(*(("full", None) if kept == 1 else ("namm", kept)))
-    reading = read(setup.model, [context], policy)
+    reading = read(setup.model, [context], policy, engine="loops" if kept == 1 else engine)
     found, first_choice = reading.score(question, answer)
     return {
         "log_probability": float(found.mean()),
@@ -68,23 +73,33 @@ def measure(setup: Setup, sample: Sample, kept: float) -> Row:
     }
 
 
-def learners(setup: Setup, arguments: Any, training: list[Sample]) -> Iterator[tuple[str, int, Row, Setup]]:
-    """Who is asked: how it learned, its seed, what that depends on, and the model."""
-    yield BASE, 0, {}, setup
-    texts = asked_texts(training, setup.tokenizer)
-    for seed in arguments.seeds:
-        for learned in (FULL, MEMORY):
-            kept = None if learned == FULL else arguments.kept
-            settings = TuneConfig(
-                "answers", kept, steps=arguments.steps, rank=arguments.rank, alpha=2.0 * arguments.rank, seed=seed
-            )
-            folder = arguments.work / f"{learned}-{seed}"
-            with track_steps(f"learning ({learned}, seed {seed})", arguments.steps) as progress:
-                tune(setup.model, setup.memory, texts, folder, settings=settings, progress=progress)
-            model, _ = namm.load_model(folder, device=arguments.device)
-            depends = {"settings": asdict(settings), "texts": len(texts)}
-            depends |= {"under": setup.memory.fingerprint()} if learned == MEMORY else {}
-            yield learned, seed, depends, replace(setup, model=model)
+def learners(arguments: Any) -> list[tuple[str, int]]:
+    """Who is asked: on what it learned, and its seed."""
+    return [(learned, seed) for learned in arguments.learned for seed in ([0] if learned == BASE else arguments.seeds)]
+
+
+def taught(setup: Setup, arguments: Any, training: list[Sample], learned: str, seed: int) -> tuple[Setup, Row]:
+    """The model that has learned, and what that depends on."""
+    if learned == BASE:
+        return setup, {}
+    texts, under_memory = asked_texts(training, setup.tokenizer), learned == MEMORY
+    settings = TuneConfig(
+        "answers",
+        arguments.kept if under_memory else None,
+        steps=arguments.steps,
+        learning_rate=arguments.learning_rate,
+        rank=arguments.rank,
+        alpha=2.0 * arguments.rank,
+        masked=arguments.masked if under_memory else None,
+        seed=seed,
+    )
+    folder = arguments.work / f"{learned}-{seed}"
+    with track_steps(f"learning ({learned}, seed {seed})", arguments.steps) as progress:
+        tune(setup.model, setup.memory, texts, folder, settings=settings, progress=progress)
+    model, _ = namm.load_model(folder, device=arguments.device)
+    depends = {"settings": asdict(settings), "texts": len(texts)}
+    depends |= {"under": setup.memory.fingerprint()} if under_memory else {}
+    return replace(setup, model=model), depends
 
 
 @contextmanager
@@ -103,9 +118,14 @@ def main() -> None:
     options.add_argument("--samples", type=int, default=200, help="samples that are asked")
     options.add_argument("--steps", type=int, default=200)
     options.add_argument("--rank", type=int, default=16)
+    options.add_argument("--learning-rate", type=float, default=TuneConfig.learning_rate)
     options.add_argument("--kept", type=float, default=0.25, help="while it learns under the memory")
     options.add_argument("--fractions", type=float, nargs="+", default=[1.0, 0.25, 0.125], help="when it is asked")
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options.add_argument("--learned", nargs="+", default=[BASE, FULL, MEMORY], choices=[BASE, FULL, MEMORY])
+    options.add_argument("--engine", default="loops", help="of the cache when it is asked")
+    options.add_argument("--masked", help="engine that decides beforehand while it learns, see `namm tune`")
+    options.add_argument("--workers", type=int, default=0, help="processes, each with one learner at a time")
     options.add_argument("--work", type=Path, help="folder for adapters (beside the results)")
     arguments = options.parse_args()
     if arguments.quick:
@@ -116,7 +136,7 @@ def main() -> None:
         if arguments.work is None:  # what is tried quickly leaves nothing behind
             beside = arguments.json.with_name(f".{arguments.json.stem}-work")
             arguments.work = Path(scratch) if arguments.quick else beside
-        run(arguments)
+        side_by_side(arguments) if arguments.workers else run(arguments)
 
 
 def run(arguments: Any) -> None:
@@ -125,14 +145,37 @@ def run(arguments: Any) -> None:
     training = samples(setup, arguments.tasks, training_documents(), arguments.tokens, range(arguments.training))
     seeds = range(FIRST_TEST, FIRST_TEST + arguments.samples)
     test = samples(setup, arguments.tasks, heldout_documents(code=8), arguments.tokens, seeds)
-    for learned, seed, depends, asked in learners(setup, arguments, training):
+    for learned, seed in learners(arguments):
+        asked, depends = taught(setup, arguments, training, learned, seed)
         for number, sample in enumerate(track(test, f"asking ({learned}, seed {seed})")):
             task = arguments.tasks[number % len(arguments.tasks)]
             what = {"learned": learned, "seed": seed, "task": task, "number": number, "tokens": arguments.tokens}
             for kept in arguments.fractions:
                 policy = "full" if kept == 1 else "namm"
-                row = partial(measure, asked, sample, kept)
+                row = partial(measure, asked, sample, kept, arguments.engine)
                 results.row(row, **what, **depends, policy=policy, aim=kept)
+    results.write()
+
+
+def side_by_side(arguments: Any) -> None:
+    """The same command for each learner alone, with a file of its own in the folder of adapters; then one of all."""
+
+    def alone(learner: tuple[str, int]) -> Path:
+        learned, seed = learner
+        part: Path = arguments.work / f"{learned}-{seed}.json"
+        if not part.exists():
+            own = ["--workers", "0", "--learned", learned, "--seeds", str(seed), "--json", str(part)]
+            with part.with_suffix(".log").open("w") as log:
+                command = [sys.executable, *sys.argv, "--work", str(arguments.work), *own]
+                subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
+        return part
+
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(arguments.workers) as pool:
+        parts = [json.loads(part.read_text()) for part in pool.map(alone, learners(arguments))]
+    made = {name: parts[0][name] for name in ("model", "memory", "versions", "machine")}
+    results = Measurements(arguments, made)
+    results.rows = [row for part in parts for row in part["rows"]]
     results.write()
 
 

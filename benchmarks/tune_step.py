@@ -5,29 +5,28 @@
 
 A step is `namm tune --objective answers` with one text: forward and backward, adapters of rank 16. The full cache is
 one call without a cache (sdpa), its layers checkpointed. Under a memory the text goes in by pieces, each of which is
-computed again in the backward pass, and where it says so the layers within it once more; "full, in pieces" does as
-much, and nothing is forgotten. Each repetition takes all kinds in turn; the first only warms up (what is compiled for
-every shape it meets stays in memory, and would be counted), those that follow are timed, and the last counts the bytes
-that a step adds to what the process (on a GPU: the device) held before: at most, and when the forward pass is done.
-They are Linux's own count, of an allocator that is told to give back at once.
+computed again in the backward pass, and within it the layers once more (`--checkpoint-layers`); "pieces only" leaves
+that out. Each repetition takes all kinds in turn: the first counts the bytes of all tensors that a step adds to what
+the model holds, at most and when the forward pass is done (by watching every operation, which takes time), those that
+follow are timed.
 """
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import re
 import time
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from pathlib import Path
+from typing import Any
 
 import torch
 from measuring import Measurements, Row, Setup, load, made_with, parser
 from rich.progress import track
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from namm.learning import Text, TuneConfig
 from namm.learning.tuning.adapters import adapted
@@ -37,59 +36,43 @@ from namm.tasks import packaged_prose
 from namm.tasks.encode import encode
 
 ANSWER = 64  # tokens that are predicted
-FULL, IN_PIECES, LAYERS_TOO = "full", "full, in pieces", "namm, layers too"
-WARM_UP, BYTES = -1, 0  # repetitions that are not timed
-MMAP_THRESHOLD = -3  # of mallopt
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+FULL, IN_PIECES = "full", "full, in pieces"
+BYTES = 0  # the repetition that is not timed
 
 
-class Bytes:
-    """What the process, or the device, holds beyond what it held when this was made."""
+class Bytes(TorchDispatchMode):
+    """Within it the bytes of all tensors that operations make and nothing has freed.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(device)
-        elif not CLEAR.exists():
-            raise SystemExit("the bytes of a step are counted on Linux, or on a CUDA device")
-        self._before = self._held()
-        if device.type != "cuda":
-            CLEAR.write_text("5")  # forgets the peak
+    Attributes:
+        now: so many.
+        peak: at most.
+    """
 
-    def now(self) -> int:
-        return self._held() - self._before
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        there = [*model.parameters(), *model.buffers()]
+        self._known: dict[int, Any] = {own.untyped_storage()._cdata: own for own in there}
 
-    def peak(self) -> int:
-        if self.device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self.device)) - self._before
-        return _status("VmHWM") - self._before
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, torch.Tensor):
+                self._note(tensor.untyped_storage())
+        return found
 
-    def _held(self) -> int:
-        gc.collect()
-        if self.device.type == "cuda":
-            return int(torch.cuda.memory_allocated(self.device))
-        with suppress(OSError, AttributeError):  # of another C library than GNU's
-            ctypes.CDLL(None).malloc_trim(0)
-        return _status("VmRSS")
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        place, size = storage._cdata, storage.nbytes()
+        if place in self._known:
+            return
 
+        def freed(_: Any) -> None:
+            del self._known[place]
+            self.now -= size
 
-@contextmanager
-def giving_back() -> Iterator[None]:
-    """Within it the memory of every large tensor goes back when it is freed, which takes longer."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 2**20)
-    try:
-        yield
-    finally:
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 2**25)
-
-
-def _status(name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB", STATUS.read_text(), re.M)
-    assert found is not None, f"{STATUS} has no {name}"
-    return 1024 * int(found[1])
+        self._known[place] = weakref.ref(storage, freed)
+        self.now += size
+        self.peak = max(self.peak, self.now)
 
 
 @dataclass(frozen=True)
@@ -114,12 +97,10 @@ class Kind:
 
 def measure_bytes(setup: Setup, text: Text, kind: Kind, piece: int) -> Row:
     """Of one step."""
-    with giving_back():
-        counted = Bytes(setup.model.device)
-        with kind.loss(setup, text, piece) as loss:
-            held = counted.now()
-            loss.backward()
-            return {"held_bytes": held, "peak_bytes": counted.peak(), "loss": loss.item()}
+    with Bytes(setup.model) as counted, kind.loss(setup, text, piece) as loss:
+        held = counted.now
+        loss.backward()
+        return {"held_bytes": held, "peak_bytes": counted.peak, "loss": loss.item()}
 
 
 def measure_seconds(setup: Setup, text: Text, kind: Kind, piece: int) -> Row:
@@ -138,7 +119,7 @@ def main() -> None:
     options.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096, 8192])
     options.add_argument("--fractions", type=float, nargs="+", default=[0.25, 0.125])
     options.add_argument("--repeats", type=int, default=3)
-    options.add_argument("--piece", type=int, default=512)
+    options.add_argument("--piece", type=int, default=256)
     arguments = options.parse_args()
     if arguments.quick:
         arguments.lengths, arguments.fractions, arguments.repeats = [600], [0.25], 1
@@ -146,19 +127,18 @@ def main() -> None:
     results = Measurements(arguments, made_with(arguments, setup))
     words = "\n\n".join(document.text for document in packaged_prose("heldout"))
     ids = encode(setup.tokenizer, words)[0]
-    kinds = {FULL: Kind(None, True), IN_PIECES: Kind(Full, False)}
+    kinds = {FULL: Kind(None, True), IN_PIECES: Kind(Full, True)}
     for kept in arguments.fractions:
-        kinds[f"namm {kept}"] = Kind(partial(NAMMPolicy, setup.memory, kept=kept), False)
-    kinds[LAYERS_TOO] = Kind(partial(NAMMPolicy, setup.memory, kept=arguments.fractions[0]), True)
+        kinds[f"namm {kept}"] = Kind(partial(NAMMPolicy, setup.memory, kept=kept), True)
+    kinds[f"namm {arguments.fractions[0]}, pieces only"] = replace(
+        kinds[f"namm {arguments.fractions[0]}"], layers=False
+    )
     with adapted(setup.model, TuneConfig()):
-        turns = [WARM_UP, *range(1, arguments.repeats + 1), BYTES]
+        turns = range(arguments.repeats + 1)
         for repeat, length in track(list(product(turns, arguments.lengths)), "steps"):
             own = ids.repeat(-(-length // len(ids)))[:length]
             text = Text(own[:-ANSWER], own[-ANSWER:], ANSWER)
             for name, kind in kinds.items():
-                if repeat == WARM_UP:
-                    measure_seconds(setup, text, kind, arguments.piece)
-                    continue
                 measure = measure_bytes if repeat == BYTES else measure_seconds
                 what = {"kind": name, "tokens": length, "piece": arguments.piece, "repeat": repeat}
                 results.row(partial(measure, setup, text, kind, arguments.piece), **what)

@@ -255,7 +255,7 @@ MUTATIONS = [
     Mutation(
         "layers are compared only where a text is settled",
         "cache/layer.py",
-        "if not (self.every and self.policy.trims and self.engine.decided):",
+        "if self.before is None or not (self.policy.trims and self.engine.decided):",
         "if True:",
         ("tests/cache/test_budgets.py",),
     ),
@@ -752,5 +752,19 @@ MUTATIONS = [
         "        cache.settle()\n",
         "",
         ("tests/serving/test_batching.py::test_every_answer_is_that_of_a_single_run",),
+    ),
+    Mutation(
+        "the server reads a turn's prompts without end",
+        "serving/scheduler.py",
+        "while self.reading and left > 0:",
+        "while self.reading:",
+        ("tests/serving/test_batching.py::test_a_turn_reads_several_short_prompts_or_a_piece_of_a_long_one",),
+    ),
+    Mutation(
+        "the server does not say that a document was rehearsed",
+        "serving/scheduler.py",
+        "job.chat, job.instruction is not None)",
+        "job.chat, False)",
+        ("tests/serving/test_rehearsed.py::test_it_is_saved_with_the_document",),
     ),
 ]

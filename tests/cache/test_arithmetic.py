@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from namm.cache.arithmetic import AttentionForm, attend, attend_exactly, attend_newest, groups, replay
+from namm.cache.split import SplitStore
 from namm.cache.storage import TokenStore
 from namm.support.tensors import round_up
 
@@ -86,14 +87,19 @@ def test_attend_exactly_is_causal_from_the_end(queries: int, tokens: int) -> Non
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("with_sinks", [False, True])
-def test_the_newest_token_attends_as_any_other(softcap: float | None, with_sinks: bool) -> None:
-    """In segments with free slots and without, of heads of different lengths."""
+@pytest.mark.parametrize("since", [0, 2])
+def test_the_newest_token_attends_as_any_other(softcap: float | None, with_sinks: bool, since: int) -> None:
+    """In segments with free slots and without, of heads of different lengths, in one part and in two."""
     generator = torch.Generator().manual_seed(0)
     heads = []
     for tokens in (3, 16, 70):
         keys, values = torch.randn(2, tokens, 8, generator=generator)
         heads.append({"keys": keys, "values": values, "positions": torch.arange(tokens, dtype=torch.int32)})
-    store = TokenStore.of(heads, {})
+    store: TokenStore | SplitStore = TokenStore.of(heads, {})
+    if since:
+        old = TokenStore.of([{name: column[:-since] for name, column in own.items()} for own in heads], {})
+        new = TokenStore.of([{name: column[-since:] for name, column in own.items()} for own in heads], {})
+        store = SplitStore(old, new)
     query = torch.randn(6, 1, 8, generator=generator)
     form = AttentionForm(0.3, softcap, torch.randn(6, generator=generator) if with_sinks else None)
     found = attend_newest(query, store, form)

@@ -12,7 +12,8 @@ from layers import Layers, random_tokens
 from namm import NAMM, MemoryCache, NAMMConfig
 from namm.cache.arithmetic import AttentionForm
 from namm.cache.codes import BITS, BOUNDS, decode, encode, from_byte, group_of, hadamard, to_byte, turned
-from namm.cache.packed import SINKS, Packing
+from namm.cache.packed import SINKS
+from namm.cache.packing import Packing
 from namm.policies import H2O, NAMMPolicy, Streaming
 from namm.support.tensors import Column
 

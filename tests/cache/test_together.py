@@ -17,6 +17,8 @@ from transformers import (
 )
 
 from namm import NAMM, MemoryCache, NAMMConfig
+from namm.cache import packed
+from namm.cache.codes import decode
 from namm.cache.together import Together, can_join, step
 from namm.policies import H2O, Full, NAMMPolicy, Policy
 
@@ -104,6 +106,26 @@ def test_forks_of_one_text(wild) -> None:
                 torch.testing.assert_close(said[turn][row], logits, rtol=1e-4, atol=1e-4)
             same(forks[row], fork)
     assert text.stats().kept == kept.kept
+
+
+def test_what_several_read_is_unpacked_once_a_step(wild, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = MemoryCache(wild, POLICIES["namm"], bits=4)
+    with torch.inference_mode():
+        wild(tokens(100, 1), past_key_values=text)
+        text.settle()
+        unpacked = []
+        monkeypatch.setattr(packed, "decode", lambda *given: unpacked.append(0) or decode(*given))
+        for several in (1, 3):
+            unpacked.clear()
+            step(wild, Together([text.fork() for _ in range(several)]), torch.full((several, 1), 7))
+            held = [layer.rows[0].store.held for layer in text.layers]
+            assert len(unpacked) == 2 * sum(own.heads for own in held), "keys and values of every head"
+        assert not any(own._open for own in held), "nothing stays unpacked"
+        other = text.fork(), text.fork()
+        found = step(wild, Together(other), torch.tensor([[7], [8]]))
+        for row, token in enumerate((7, 8)):
+            wanted = wild(torch.tensor([[token]]), past_key_values=text.fork()).logits[0, -1]
+            torch.testing.assert_close(found[row], wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_what_fails_fails_alone(wild, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,6 @@ def run(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object) -> Non
         ("session", tables.session_table),
         ("speed", tables.speed_table),
         ("window", tables.window_table),
-        ("serving", tables.serving_table),
         ("evolution", learning_tables.population_table),
         ("page", tables.page_table),
         ("tune", tune_tables.learned_table),
@@ -63,16 +62,16 @@ def test_a_benchmark_writes_what_its_table_needs(
     assert render.origin(found).count("weights") == 2
 
 
-def test_every_answer_of_a_server_under_load_is_checked(
+def test_learners_side_by_side_make_the_rows_of_one_after_another(
     reader_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "found.json"
-    run(monkeypatch, "serving.py", "--quick", "--model", reader_folder, "--bits", 4, "--queue", 1, "--json", file)
-    one, many = json.loads(file.read_text(encoding="utf-8"))["rows"]
-    for row in (one, many):
-        assert row["answered"] == len(row["whole_seconds"]) > 0 and row["tokens"] > 0
-        assert row["wrong"] == 0 and row["failed"] == [] and row["held_after"] == row["held_before"] > 0
-    assert many["refused"] == 0, "there is room for three clients at once, and nobody need wait"
+    found = []
+    for workers in (0, 2):
+        work, file = tmp_path / f"work{workers}", tmp_path / f"{workers}.json"
+        options = ("--masked", "padded", "--workers", workers, "--work", work, "--json", file)
+        run(monkeypatch, "tune.py", "--quick", "--model", reader_folder, *options)
+        found.append(json.loads(file.read_text(encoding="utf-8")))
+    assert found[0]["rows"] == found[1]["rows"] and found[0]["model"] == found[1]["model"]
 
 
 def test_every_rule_is_measured_at_the_memorys_bytes_too(

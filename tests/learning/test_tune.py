@@ -22,6 +22,7 @@ from namm import MemoryCache, load_model
 from namm.learning import Text, TuneConfig, asked_texts, plain_text, tune
 from namm.learning.passages import Passage
 from namm.learning.tuning.adapters import adapted
+from namm.learning.tuning.descent import Descent
 from namm.learning.tuning.loss import text_loss
 from namm.models import ModelNotFoundError
 from namm.policies import H2O, Full, NAMMPolicy
@@ -111,7 +112,9 @@ def test_distilling_is_nothing_to_learn_where_nothing_is_forgotten(model: PreTra
     assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
 
 
-@pytest.mark.parametrize("options", [{}, {"kept": None}, {"objective": "distill", "dropout": 0.2, "batch": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"kept": None}, {"checkpoint_layers": True}, {"objective": "distill", "dropout": 0.2, "batch": 2}]
+)
 def test_a_model_learns_and_is_left_as_it_was(model: PreTrainedModel, tmp_path: Path, options: dict) -> None:
     texts, before = texts_of(1), copy.deepcopy(model.state_dict())
     names = [type(module).__name__ for module in model.modules()]
@@ -216,3 +219,38 @@ def test_a_run_that_is_killed_ends_with_the_same_adapters(
     assert steps[0] in range(5, 12) and steps[1] == 1, "it went on from a checkpoint"
     found, expected = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("killed", "whole"))
     assert expected.keys() == found.keys() and all(torch.equal(own, found[name]) for name, own in expected.items())
+
+
+@pytest.mark.parametrize("engine", ["loops", "padded"])
+@pytest.mark.parametrize("objective", ["answers", "distill"])
+def test_one_call_under_a_mask_has_the_gradients_of_reading_in_pieces(
+    model: PreTrainedModel, engine: str, objective: str
+) -> None:
+    text, policy = texts_of(1)[0], NAMMPolicy(middling(), kept=0.3)
+    piece = policy.update_interval or 0
+    found = []
+    for masked in (None, engine):
+        settings = replace(QUICK, objective=objective, masked=masked)
+        with adapted(model, settings) as adapters:
+            for own in adapters.parameters.values():  # the second matrices begin at zero
+                torch.nn.init.normal_(own.data, std=0.1, generator=torch.Generator().manual_seed(own.numel()))
+            as_it_was = adapters.disabled if objective == "distill" else None
+            loss = text_loss(model, text, policy, piece, as_it_was, masked)
+            loss.backward()
+            found.append((loss.item(), torch.cat([own.grad.flatten() for own in adapters.parameters.values()])))
+    (loss, expected), (own_loss, own) = found
+    assert len(text.inputs) > 4 * piece and own_loss == pytest.approx(loss, rel=1e-4)
+    assert (own - expected).norm() <= 1e-4 * expected.norm()
+    with pytest.raises(ValueError, match="attending_to_held"):
+        text_loss(model, text, policy, piece, masked=engine)
+    assert abs(text_loss(model, text, None, piece).item() - loss) > 1e-3, "nothing was forgotten"
+
+
+@pytest.mark.parametrize("loss, gradient, named", [(float("inf"), 1.0, "loss"), (1.0, float("nan"), "gradients")])
+def test_what_is_not_finite_is_not_learned_from(tmp_path: Path, loss: float, gradient: float, named: str) -> None:
+    parameter = torch.ones(3, requires_grad=True)
+    descent = Descent({"own": parameter}, QUICK, tmp_path / "descent.pt")
+    parameter.grad = torch.full((3,), gradient)
+    with pytest.raises(ValueError, match=f"{named} became (inf|nan) at step 0"):
+        descent.step(loss)
+    assert parameter.tolist() == [1, 1, 1] and descent.done == 0 and not descent.checkpoint.exists()

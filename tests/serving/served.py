@@ -56,9 +56,9 @@ class Served:
         self.engine.submit(answer.job)
         return answer
 
-    def read(self, ids: Tensor, name: str = "") -> Answer:
+    def read(self, ids: Tensor, name: str = "", instruction: Tensor | None = None) -> Answer:
         answer = Answer()
-        answer.job = Reading(ids=ids, tell=answer.events.put, name=name, chat=False)
+        answer.job = Reading(ids=ids, tell=answer.events.put, name=name, chat=False, instruction=instruction)
         self.engine.submit(answer.job)
         return answer
 

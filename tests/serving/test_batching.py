@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import logging
+import threading
+import weakref
+
 import pytest
 import torch
 from cache.sliding import sliding
@@ -42,6 +47,26 @@ def test_they_are_served_at_once(start) -> None:
     assert served.said(short) == alone(served.model, tokens(100, 1), 5)
     assert not any(isinstance(event, Ended) for event in list(long.events.queue))
     served.engine.cancel(long.job)
+
+
+def test_a_turn_reads_several_short_prompts_or_a_piece_of_a_long_one(start, monkeypatch: pytest.MonkeyPatch) -> None:
+    served, turns, gate = start(piece=100), [], threading.Event()
+    scheduler = served.engine.scheduler
+    turn, read = scheduler.turn, scheduler._read
+
+    def watched(job) -> int:
+        turns[-1].append(read(job))
+        return turns[-1][-1]
+
+    monkeypatch.setattr(scheduler, "turn", lambda: (turns.append([]), turn()))
+    monkeypatch.setattr(scheduler, "_read", watched)
+    served.engine.ask(gate.wait)  # so that all have come before the first turn
+    lengths = [5, 5, 5, 5, 5, 250]
+    answers = [served.generate(tokens(length, seed), 3) for seed, length in enumerate(lengths)]
+    gate.set()
+    for seed, (length, answer) in enumerate(zip(lengths, answers, strict=True)):
+        assert served.said(answer) == alone(served.model, tokens(length, seed), 3, piece=100)
+    assert [read for read in turns if read] == [[5, 5, 5, 5], [5, 100], [100], [50]]
 
 
 def test_a_single_run_is_what_generate_gives(start) -> None:
@@ -86,6 +111,25 @@ def test_one_that_fails_fails_alone(start, monkeypatch: pytest.MonkeyPatch) -> N
     assert error.status == 500 and "ZeroDivisionError" in error.message
     assert served.said(good) == alone(served.model, tokens(9, 3), 60)
     assert served.reserved() == 0
+
+
+def test_what_failed_keeps_nobodys_cache(start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("namm.serving"), "disabled", True)  # else pytest keeps the error
+    served = start()
+    good, bad = served.generate(tokens(9, 3), 60), served.generate(tokens(9, 4), 60)
+    wait_until(lambda: len(served.engine.scheduler.answering) == 2)
+    held = [weakref.ref(answer.job.cache.layers[0]) for answer in (good, bad)]
+    gc.collect()
+    gc.disable()
+    try:
+        served.engine.ask(lambda: monkeypatch.setattr(bad.job.cache.layers[1].engine, "serve", lambda *given: 1 / 0))
+        assert served.refusal(bad).status == 500
+        served.said(good)
+        served.snapshot()
+        monkeypatch.undo()  # it holds an engine
+        assert [own() for own in held] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_a_prompt_that_fails_fails_alone(start) -> None:

@@ -110,6 +110,7 @@ def test_what_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     assert "an API key is empty" in refused(*folder, "--api-key", "")
     assert "--folder" in refused()
     assert "needs a rehearsal" in refused(*folder, "--policy", "kvzip")
+    assert "does not look at a rehearsal" in refused(*folder, "--policy", "h2o", "--rehearse")
     (tmp_path / "file").write_text("")
     assert "can't write to" in refused("--folder", tmp_path / "file")
 

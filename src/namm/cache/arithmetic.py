@@ -114,7 +114,7 @@ class Segmented(Protocol):
     def heads(self) -> int: ...
     @property
     def lengths(self) -> Sequence[int]: ...
-    def segment(self, head: int, name: str) -> Tensor: ...
+    def parts(self, head: int) -> Sequence[tuple[Tensor, Tensor, int]]: ...
 
 
 def attend(
@@ -178,15 +178,25 @@ def attend_newest(query: Tensor, store: Segmented, form: AttentionForm) -> Tenso
     """
     scaled = (query * form.scaling)[:, 0]
     outputs = []
-    for head, (own, tokens) in enumerate(zip(groups(query, store.heads), store.lengths, strict=True)):
-        keys, values = store.segment(head, "keys"), store.segment(head, "values")
-        slots = min(round_up(tokens), keys.shape[0])
-        logits = bounded(scaled[own] @ keys[:slots].T, form.softcap)
-        if tokens < slots:
-            logits[:, tokens:] = -math.inf
+    for head, own in enumerate(groups(query, store.heads)):
+        parts = store.parts(head)
+        paid = [_of_first(scaled[own] @ keys.T, tokens, form.softcap) for keys, _, tokens in parts]
+        logits = paid[0] if len(paid) == 1 else torch.cat(paid, dim=-1)
         probabilities = softmax_beside(logits, None if form.sinks is None else form.sinks[own])
-        outputs.append(probabilities @ values[:slots])
+        shares = probabilities.split([keys.shape[0] for keys, _, _ in parts], dim=-1)
+        output = shares[0] @ parts[0][1]
+        for share, (_, values, _) in zip(shares[1:], parts[1:], strict=True):
+            output += share @ values
+        outputs.append(output)
     return torch.cat(outputs)[:, None]
+
+
+def _of_first(logits: Tensor, tokens: int, softcap: float | None) -> Tensor:
+    """Logits ``[group, slots]`` of which so many count."""
+    logits = bounded(logits, softcap)
+    if tokens < logits.shape[-1]:
+        logits[:, tokens:] = -math.inf
+    return logits
 
 
 def replay(query: Tensor, log_normalisers: Tensor, keys: Tensor, form: AttentionForm, into: Tensor) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 from namm.cache.arithmetic import AttentionForm
 from namm.cache.batched_row import BatchedRow
 from namm.cache.engine import RowState
-from namm.cache.packed import Packed, packing_of
+from namm.cache.packed import Packed
+from namm.cache.packing import packing_of
 from namm.cache.split_batch import ORIGIN, SplitBatch
 from namm.cache.taking import Taking
 from namm.models.rope import Rotary

@@ -95,7 +95,7 @@ class MemoryCache(Cache):
             ]
         )
         self._forgetting = [layer for layer in self.layers if isinstance(layer, MemoryLayer)]
-        self._forgetting[-1].every = self._forgetting
+        self._forgetting[-1].before = self._forgetting[:-1]
         text: Any = model.config.get_text_config(decoder=True)
         self._thrown_away = getattr(text, "original_max_position_embeddings", None) is not None
         self._switches_at = longrope_switch(text)

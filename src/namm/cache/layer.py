@@ -35,7 +35,8 @@ class MemoryLayer(CacheLayerMixin):
         seen_with_padding: tokens so far as transformers counts them.
         padding, loan: shared by all layers of a cache.
         rotary: how the model turns queries, for a policy that sees them.
-        every: of the last layer, all layers of the cache that forget; they are compared once it has attended.
+        before: of the last layer of the cache that forgets, the others; None: it is not the last. All are compared once
+            the last has attended. It is not among them, as what holds itself is not freed when the cache goes.
         waits: blocks end by `settle` only, and nothing is decided before.
     """
 
@@ -55,7 +56,7 @@ class MemoryLayer(CacheLayerMixin):
     ) -> None:
         super().__init__()
         self.index, self.policy, self.padding, self.loan, self.rotary = index, policy, padding, loan, rotary
-        self.every: list[MemoryLayer] = []
+        self.before: Sequence[MemoryLayer] | None = None
         self._make = engine
         self.tape = Tape()
         self.reset()
@@ -155,7 +156,7 @@ class MemoryLayer(CacheLayerMixin):
         return output
 
     def _last_attended(self) -> None:
-        if self.every:
+        if self.before is not None:
             self.loan.drop_cache()
 
     def train(self, keeps: bool) -> None:
@@ -211,10 +212,10 @@ class MemoryLayer(CacheLayerMixin):
 
     def compare(self) -> None:
         """Have the heads of all layers decided on together, where this is the last one and blocks ended since then."""
-        if not (self.every and self.policy.trims and self.engine.decided):
+        if self.before is None or not (self.policy.trims and self.engine.decided):
             return
         self.engine.decided = False
-        engines = [layer.engine for layer in self.every]
+        engines = [layer.engine for layer in (*self.before, self)]
         for engine in engines:
             engine.trim()
         engines[0].decide(engines)

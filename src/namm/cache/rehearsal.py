@@ -12,6 +12,7 @@ repetition up to i. Every token goes through the model twice; a block and its re
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,6 +107,14 @@ class Rehearsal:
 
     def read(self) -> Tensor:
         """Read the text and decide on all of it; logits of what comes next, ``[rows, vocabulary]``."""
+        ((logits, _),) = deque(self.passes(), maxlen=1)
+        return logits
+
+    def passes(self) -> Iterator[tuple[Tensor, int]]:
+        """`read`, in parts between which others may use the model: a block, its repetition, the next block.
+
+        Gives the logits of what comes after the text so far, and how many tokens went through the model for this part.
+        """
         length, stop = self.ids.shape[1], 0
         before = self.mask.shape[1] - length
         while stop < length:
@@ -114,6 +123,8 @@ class Rehearsal:
             mask = self.mask[:, : before + stop]
             with waiting(self.layers):
                 logits = self._forward(self.ids[:, start:stop], self.cache, mask)
+            yield logits, stop - start
+            repeats = 0
             for text in self.texts:
                 text.read = int((text.columns < stop).sum())
             due = [row for row, free in enumerate(self.room()) if not free or stop == length]
@@ -121,11 +132,12 @@ class Rehearsal:
                 repeated = torch.stack([torch.cat([self.instruction, self.texts[row].again()]) for row in rows])
                 whole = torch.cat([mask[rows], torch.ones_like(repeated, dtype=torch.bool)], dim=1)
                 self._forward(repeated, Repetition(self.cache, rows, fresh), whole)
+                repeats += repeated.shape[1]
             self.cache.settle(due)
             for row in due:
                 self.texts[row].decided = self.texts[row].read
             self.progress(stop)
-        return logits
+            yield logits, repeats
 
     def _together(self, rows: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
         """Rows that repeat equally many tokens behind a cue of the same length, and how many of their newest."""

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from namm.cache.arithmetic import AttentionForm, attend, attend_exactly, attend_newest, groups, refuse_infinite
-from namm.cache.packed import Packed, Packing, packing_of
+from namm.cache.packed import Packed
+from namm.cache.packing import Packing, packing_of
 from namm.cache.queries import Queries
 from namm.cache.record import Record
 from namm.cache.split import SplitStore

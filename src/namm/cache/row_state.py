@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from namm.cache.engine import RowState
-from namm.cache.packed import Packed, Packing, packing_of
+from namm.cache.packed import Packed
+from namm.cache.packing import Packing, packing_of
 from namm.cache.queries import Queries
 from namm.cache.row import Row
 from namm.cache.split import SplitStore

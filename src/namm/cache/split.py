@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from namm.cache.packed import KV, Packed, Packing, starts_of
+from namm.cache.packed import KV, Packed, starts_of
+from namm.cache.packing import Packing
 from namm.cache.storage import TokenStore
 from namm.support.tensors import Column, round_up
 
@@ -90,6 +91,10 @@ class SplitStore:
         held, new = self.held.column(head, name), self.since.column(head, name)
         tokens = len(held) + len(new)
         return torch.cat([held, new, held.new_zeros(round_up(tokens) - tokens, *held.shape[1:])])
+
+    def parts(self, head: int) -> list[tuple[Tensor, Tensor, int]]:
+        """See `TokenStore.parts`: what is only read, which nothing copies, and what came since."""
+        return [part for store in (self.held, self.since) for part in store.parts(head) if part[2]]
 
     def own(self) -> TokenStore:
         """A store with the same tokens that belongs to the row alone, and can be written to."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from namm.cache.engine import RowState
-from namm.cache.packed import KV, Packed, Packing
+from namm.cache.packed import KV, Packed
+from namm.cache.packing import Packing
 from namm.support.tensors import Column
 
 ORIGIN = "origin"  # of what is unpacked the column that says where its codes are, see `Packing.pack`

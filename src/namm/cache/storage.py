@@ -55,7 +55,8 @@ class TokenStore:
 
     def column(self, head: int, name: str) -> Tensor:
         """A view of a head's tokens in a column."""
-        return self.head(head)[name]
+        start = self.starts[head]
+        return self.columns[name][start : start + self.lengths[head]]
 
     def spans(self) -> list[slice]:
         """The slots that hold each head's tokens."""
@@ -64,6 +65,15 @@ class TokenStore:
     def segment(self, head: int, name: str) -> Tensor:
         """A view of all slots of a head, free ones included."""
         return self.columns[name][self.slots(head)]
+
+    def parts(self, head: int) -> list[tuple[Tensor, Tensor, int]]:
+        """Keys and values of a head ``[slots, width]``, and how many of them are tokens; not to be written to.
+
+        In one piece here, of as many slots as `round_up` says.
+        """
+        start, tokens = self.starts[head], self.lengths[head]
+        slots = slice(start, start + round_up(tokens))
+        return [(self.columns["keys"][slots], self.columns["values"][slots], tokens)]
 
     def slots(self, head: int) -> slice:
         """All slots of a head, free ones included."""

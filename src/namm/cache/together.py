@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +14,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from namm.cache.arithmetic import AttentionForm
 from namm.cache.handover import AskedLength, HandedTensor
 from namm.cache.layer import MemoryLayer
+from namm.cache.packed import Packed
 from namm.cache.padding import Padding
+from namm.cache.split import SplitStore
 
 if TYPE_CHECKING:
     from namm.cache.cache import MemoryCache
@@ -135,12 +139,27 @@ class _TogetherLayer(CacheLayerMixin):
         (keys, values), self._handed = self._handed, None
         rows, heads, tokens, _ = query.shape
         output = query.new_zeros(rows, tokens, heads, values.shape[-1])
-        for row, layer in enumerate(self.own):
-            if row in self.failed:
-                continue
-            own = slice(row, row + 1)
-            try:
-                output[own] = layer.take(query[own], keys[own], values[own], None, form)
-            except Exception as error:  # of whatever kind: the other rows are not to suffer
-                self.failed[row] = error
+        with _unpacked_once(layer for row, layer in enumerate(self.own) if row not in self.failed):
+            for row, layer in enumerate(self.own):
+                if row in self.failed:
+                    continue
+                own = slice(row, row + 1)
+                try:
+                    output[own] = layer.take(query[own], keys[own], values[own], None, form)
+                except Exception as error:  # of whatever kind: the other rows are not to suffer
+                    self.failed[row] = error
         return output
+
+
+@contextmanager
+def _unpacked_once(layers: Iterable[MemoryLayer]) -> Iterator[None]:
+    """While it lasts, what several of these layers' rows hold together in few bits is unpacked once for all."""
+    stores = [row.store for layer in layers for row in layer.rows]
+    packed = [store.held for store in stores if isinstance(store, SplitStore) and isinstance(store.held, Packed)]
+    found = {id(held): held for held in packed}
+    several = Counter(id(held) for held in packed)
+    with ExitStack() as stack:
+        for key, held in found.items():
+            if several[key] > 1:
+                stack.enter_context(held.unpacked_once())
+        yield

@@ -17,6 +17,9 @@ def serve(
     policy: options.PolicyOption = "namm",
     kept: options.KeptOption = None,
     budget: options.BudgetOption = None,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="The model repeats every document before the memory decides.")
+    ] = False,
     bits: options.BitsOption = None,
     cache_bytes: Annotated[str, typer.Option("--cache-bytes", help="All that caches may hold together.")] = "2GiB",
     host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
@@ -32,6 +35,14 @@ def serve(
     max_body: Annotated[str, typer.Option("--max-body", help="Of a request.")] = "16MiB",
     queue: Annotated[int, typer.Option("--queue", min=1, help="Requests that wait at most.")] = 64,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Requests that are served at once at most.")] = 32,
+    piece: Annotated[
+        int | None,
+        typer.Option(
+            "--piece",
+            min=1,
+            help="Tokens of prompts that are read between two steps of the answers; 128 on a CPU, or 512.",
+        ),
+    ] = None,
     patience: Annotated[
         float, typer.Option("--patience", min=0.0, help="Seconds that running requests have at the end.")
     ] = 30.0,
@@ -48,6 +59,7 @@ def serve(
         memory=parse_bytes(cache_bytes),
         tokens=max_tokens,
         body=parse_bytes(max_body),
+        rehearse=rehearse,
         queue=queue,
         batch=batch,
         keys=tuple(api_key or ()),
@@ -58,11 +70,17 @@ def serve(
     from namm.memory import NAMM
     from namm.serving.app import create_app
     from namm.serving.documents import Documents
+    from namm.serving.prefill import rehearsing
     from namm.serving.run import run
 
     rule = common.policy_from(policy, NAMM.from_pretrained(memory), kept=kept, budget=budget)
     if rule.needs_rehearsal:
-        raise ValueError(f"{policy!r} needs a rehearsal, which the server does not give: choose another --policy")
+        raise ValueError(
+            f"{policy!r} needs a rehearsal of all that it reads, which the server gives to documents only: choose "
+            "another --policy"
+        )
+    if rehearse and rehearsing(rule) is None:
+        raise ValueError(f"{policy!r} does not look at a rehearsal: leave --rehearse out, or serve a distilled memory")
     network, tokenizer = common.load(model, dtype, device)
     documents = Documents(folder, network, tokenizer)
     if documents.passed_over:
@@ -71,5 +89,6 @@ def serve(
             f"{count} documents in {folder} are damaged or of another model, and are left alone", soft_wrap=True
         )
     served = name or Path(model).name
+    settings = settings.on(network.device.type, piece)
     app = create_app(network, tokenizer, rule, documents, settings, name=served, bits=bits)
     run(app, host, port, lambda url: console.print(f"{served} is served at {url}", soft_wrap=True))

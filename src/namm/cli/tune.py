@@ -47,6 +47,16 @@ def tune(
     rank: Annotated[int, typer.Option(min=1, help="Of the adapters.")] = 16,
     learning_rate: Annotated[float, typer.Option(min=1e-8, help="At its highest.")] = 2e-4,
     piece: Annotated[int, typer.Option(min=1, help="Tokens fed at once, after which a budget is met.")] = 512,
+    masked: Annotated[
+        str | None,
+        typer.Option(
+            help="Engine (loops, padded, ragged) that decides beforehand; then a text is one call under a mask: faster "
+            "on a GPU, in the memory of the full cache."
+        ),
+    ] = None,
+    checkpoint_layers: Annotated[
+        bool, typer.Option(help="Compute layers again in the backward pass too: slower, in far less memory.")
+    ] = False,
     train_split: options.TrainSplitOption = False,
     library: options.LibraryOption = False,
     seed: options.SeedOption = 0,
@@ -72,6 +82,8 @@ def tune(
         alpha=2.0 * rank,
         learning_rate=learning_rate,
         piece=piece,
+        masked=masked,
+        checkpoint_layers=checkpoint_layers,
         seed=seed,
     )
     loaded, tokenizer = common.load(model, dtype, device)

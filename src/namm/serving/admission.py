@@ -8,7 +8,7 @@ from namm.cache import MemoryCache
 from namm.policies.base import Policy
 from namm.serving.documents import Document, Documents
 from namm.serving.errors import ServingError, unknown_document
-from namm.serving.jobs import Generation, Job
+from namm.serving.jobs import Generation, Job, Reading
 from namm.serving.memory import Memory
 from namm.serving.settings import in_words
 from namm.serving.sizes import Sizes
@@ -22,14 +22,15 @@ class Admission:
         sizes: of the model's caches.
         memory: the budget.
         documents: on disk.
-        policy: of new caches.
-        bits: likewise.
+        policy: of new caches. rehearsed: of those of documents that are rehearsed.
+        bits: of both.
     """
 
     sizes: Sizes
     memory: Memory
     documents: Documents
     policy: Policy
+    rehearsed: Policy
     bits: int | None
 
     def document(self, id: str) -> Document:
@@ -39,6 +40,10 @@ class Admission:
             raise unknown_document(id)
         return found
 
+    def policy_of(self, job: Job) -> Policy:
+        """Of the cache of a job without a document."""
+        return self.rehearsed if isinstance(job, Reading) and job.instruction is not None else self.policy
+
     def size(self, job: Job) -> int:
         """Bytes that a job may come to hold, its document's not counted.
 
@@ -46,7 +51,7 @@ class Admission:
             ServingError: if there is no such document, or they can never be had.
         """
         if job.document is None:
-            own = needed = self.sizes.most(self.policy, self.bits, _new(job))
+            own = needed = self.sizes.most(self.policy_of(job), self.bits, _new(job))
         else:
             document = self.document(job.document)
             held = self.memory.documents.get(document.id)
@@ -78,7 +83,9 @@ class Admission:
             self.memory.jobs[job] = self._forked(job, document, cache)
 
     def _forked(self, job: Job, document: Document, cache: MemoryCache | None) -> int:
-        policy, bits = (self.policy, self.bits) if cache is None else (cache.policy, cache.bits)
+        policy, bits = self.rehearsed if document.rehearsed else self.policy, self.bits
+        if cache is not None:
+            policy, bits = cache.policy, cache.bits
         return self.sizes.more(policy, bits, document.tokens, document.undecided, _new(job))
 
 

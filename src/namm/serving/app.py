@@ -23,10 +23,12 @@ from namm.serving.following import ClientGone
 from namm.serving.guard import Guard
 from namm.serving.library import Library
 from namm.serving.metrics import Metrics
+from namm.serving.prefill import rehearsing
 from namm.serving.prompts import Prompts
 from namm.serving.schemas import ErrorBody, Health, ModelCard, ModelList
 from namm.serving.settings import Settings
 from namm.support.version import VERSION
+from namm.tasks.encode import to_repeat
 
 SNAPSHOT = 10.0  # seconds that metrics wait for the end of a turn
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
@@ -47,7 +49,13 @@ def create_app(
 
     Args:
         name: by which requests name the model.
+
+    Raises:
+        ValueError: if documents are to be rehearsed, and the policy does not look at that.
     """
+    rehearses = rehearsing(policy) is not None
+    if settings.rehearse and not rehearses:
+        raise ValueError(f"policy {policy.name!r} does not look at a rehearsal: serve without one")
     metrics = Metrics()
     engine = Engine(model, policy, documents, settings, bits, metrics)
     prompts = Prompts.of(model, tokenizer, settings.tokens)
@@ -67,7 +75,7 @@ def create_app(
     )
     app.state.engine, app.state.documents = engine, documents
     app.include_router(Answers(engine, prompts, name, ends_of(model, tokenizer)).router())
-    app.include_router(Library(engine, documents, prompts).router())
+    app.include_router(Library(engine, documents, prompts, to_repeat(tokenizer) if rehearses else None).router())
     _add_models(app, name)
     _add_state(app, engine, metrics)
     _add_errors(app)

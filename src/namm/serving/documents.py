@@ -38,6 +38,7 @@ class Document:
         undecided: tokens since the last decision.
         kept_fraction: of its tokens.
         bytes: that its cache holds.
+        rehearsed: it was read with a rehearsal.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Document:
     undecided: int
     kept_fraction: float
     bytes: int
+    rehearsed: bool = False  # of files that do not say
 
 
 def new_id() -> str:
@@ -90,11 +92,11 @@ class Documents:
             found += [] if document is None else [document]
         self.known = {document.id: document for document in sorted(found, key=lambda own: (own.created, own.id))}
 
-    def save(self, cache: MemoryCache, ids: Tensor, name: str, chat: bool) -> Document:
+    def save(self, cache: MemoryCache, ids: Tensor, name: str, chat: bool, rehearsed: bool = False) -> Document:
         """Write what a cache holds of the token ids ``[1, tokens]``; it is on disk when this returns."""
         stats, own = cache.stats(), new_id()
         told = (name, int(time.time()), ids.shape[1], chat, stats.undecided[0], stats.kept_fraction)
-        document = Document(own, *told, stats.held_bytes + stats.other_bytes)
+        document = Document(own, *told, stats.held_bytes + stats.other_bytes, rehearsed)
         try:
             save(cache, self.folder / own, self.tokenizer, ids, asdict(document), self._about)
         except BaseException:

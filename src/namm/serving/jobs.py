@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,10 +88,14 @@ class Reading(Job):
 
     Attributes:
         name: see `Document`; so is `chat`.
+        instruction: for a rehearsal, ``[tokens]``, see `MemoryCache.rehearse`; None: without one.
+        passes: of the rehearsal, those that are still to come.
     """
 
     name: str
     chat: bool
+    instruction: Tensor | None = None
+    passes: Iterator[tuple[Tensor, int]] | None = None
 
 
 @dataclass(eq=False, kw_only=True)

@@ -9,12 +9,14 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
+from torch import Tensor
 
 from namm.serving.documents import Document, Documents
 from namm.serving.engine import Engine
 from namm.serving.errors import ServingError, unknown_document
 from namm.serving.following import Mailbox, follow
 from namm.serving.jobs import Read, Reading
+from namm.serving.prefill import repeated
 from namm.serving.prompts import Prompts
 from namm.serving.schemas import Deleted, DocumentCard, DocumentList, DocumentRequest, DocumentTokens
 from namm.serving.text import TextStream
@@ -28,11 +30,13 @@ class Library:
         engine: that reads.
         documents: on disk.
         prompts: of its model.
+        instruction: for a rehearsal, ``[tokens]``; None: the server's policy does not look at one.
     """
 
     engine: Engine
     documents: Documents
     prompts: Prompts
+    instruction: Tensor | None
 
     def router(self) -> APIRouter:
         """/v1/documents."""
@@ -43,9 +47,11 @@ class Library:
             """Read a text once; answered when what is remembered of it is on disk."""
             if len(self.documents.known) >= self.engine.settings.documents:
                 raise ServingError(409, "there are as many documents as may be: delete one", "too_many_documents")
-            ids, chat = await run_in_threadpool(self.prompts.document, asked.text, asked.raw)
+            instruction = self._instruction(asked)
+            repeats = 0 if instruction is None else repeated(self.engine.scheduler.policy, instruction)
+            ids, chat = await run_in_threadpool(self.prompts.document, asked.text, asked.raw, repeats)
             mailbox = Mailbox()
-            job = Reading(ids=ids, tell=mailbox.tell, name=asked.name, chat=chat)
+            job = Reading(ids=ids, tell=mailbox.tell, name=asked.name, chat=chat, instruction=instruction)
             async with aclosing(follow(self.engine, job, mailbox, request)) as events:
                 async for event in events:
                     if isinstance(event, Read):
@@ -75,6 +81,16 @@ class Library:
             return await run_in_threadpool(self._tokens, self._known(document).id)
 
         return routes
+
+    def _instruction(self, asked: DocumentRequest) -> Tensor | None:
+        """For a rehearsal, if there is to be one."""
+        if not (self.engine.settings.rehearse if asked.rehearse is None else asked.rehearse):
+            return None
+        if self.instruction is None:
+            raise ServingError(
+                409, "the server's policy does not look at a rehearsal: read without", "no_rehearsal", "rehearse"
+            )
+        return self.instruction
 
     def _known(self, document: str) -> Document:
         found = self.documents.known.get(document)

@@ -24,18 +24,20 @@ class Prompts:
         tokenizer: of the model.
         vocabulary: tokens that the model knows.
         limit: of a document, a prompt and its answer together; None: none.
+        positions: that the model knows; None: any.
     """
 
     tokenizer: Any
     vocabulary: int
     limit: int | None
+    positions: int | None
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, limit: int | None) -> Prompts:
         """With the limit of the model's positions, where none is given."""
         known = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         encode(tokenizer, "a")  # a tokenizer file may ask for truncation, which ends with the first text
-        return cls(tokenizer, model.get_input_embeddings().num_embeddings, limit or known)
+        return cls(tokenizer, model.get_input_embeddings().num_embeddings, limit or known, known)
 
     def completion(self, request: CompletionRequest, document: Document | None) -> Tensor:
         """``[1, tokens]`` of a text that is to be gone on with."""
@@ -66,8 +68,12 @@ class Prompts:
             raise ServingError(400, str(error) or type(error).__name__, "bad_messages", "messages") from None
         return self._checked(encode(self.tokenizer, text, begins=document is None), "messages")
 
-    def document(self, text: str, raw: bool) -> tuple[Tensor, bool]:
-        """``[1, tokens]`` of a text that is read before anything is asked, and whether it begins a chat."""
+    def document(self, text: str, raw: bool, repeats: int = 0) -> tuple[Tensor, bool]:
+        """``[1, tokens]`` of a text that is read before anything is asked, and whether it begins a chat.
+
+        Args:
+            repeats: tokens that come behind it at most, while it is rehearsed.
+        """
         try:
             begun, chat = before_questions(self.tokenizer, text, raw=raw)
         except ValueError as error:
@@ -75,6 +81,14 @@ class Prompts:
         ids = self._checked(encode(self.tokenizer, begun), "text")
         if self.limit is not None and ids.shape[1] >= self.limit:
             raise self._too_long(ids.shape[1], 0, "text")
+        if repeats and self.positions is not None and ids.shape[1] + repeats > self.positions:
+            raise ServingError(
+                413,
+                f"{ids.shape[1]} tokens and {repeats} of a repetition are more than the model's {self.positions} "
+                "positions: send less text, or read it without rehearse",
+                "context_length_exceeded",
+                "text",
+            )
         return ids, chat
 
     def new_tokens(self, request: Asked, ids: Tensor, document: Document | None) -> int:

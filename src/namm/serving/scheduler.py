@@ -1,7 +1,8 @@
 """Continuous batching: requests join and leave between two steps of a model.
 
-A turn reads one piece of one prompt, and lets every answer go on by one token. Where a prompt is cut depends on nothing
-but the prompt, and every answer has a cache of its own, so that what else is served changes no answer.
+A turn reads a piece of a prompt, or several that are short, and lets every answer go on by one token. Where a prompt is
+cut depends on nothing but the prompt, and every answer has a cache of its own, so that what else is served changes no
+answer.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from namm.serving.documents import Document, Documents
 from namm.serving.errors import ServingError, sentence, stopping
 from namm.serving.jobs import Failed, Generation, Job, Read, Reading
 from namm.serving.memory import Memory
+from namm.serving.prefill import read_some, rehearsing
 from namm.serving.settings import Settings
 from namm.serving.sizes import Sizes
 from namm.serving.watch import Watch
+
+LEAST = 32  # tokens as which a shorter piece counts: a pass of the model costs as much
 
 
 class Scheduler:
@@ -60,7 +64,8 @@ class Scheduler:
         self.model, self.policy, self.bits, self.documents, self.settings = model, policy, bits, documents, settings
         self.worker, self.post, self.watch = worker, post, watch
         self.memory = Memory(settings.memory)
-        self.admission = Admission(Sizes.of(model, settings.piece), self.memory, documents, policy, bits)
+        sizes = Sizes.of(model, settings.piece)
+        self.admission = Admission(sizes, self.memory, documents, policy, rehearsing(policy) or policy, bits)
         self.queue: deque[Job] = deque()
         self.loading: list[Job] = []
         self.reading: deque[Job] = deque()
@@ -88,11 +93,12 @@ class Scheduler:
             self.queue.append(job)
 
     def turn(self) -> None:
-        """Let go of what was cancelled, admit what there is room for, read a piece, and say a token of each answer."""
+        """Let go of what was cancelled, admit what there is room for, read some, and say a token of each answer."""
         self.let_go()
         self._admit()
-        if self.reading:
-            self._read(self.reading.popleft())
+        left = self.settings.piece
+        while self.reading and left > 0:
+            left -= max(LEAST, self._read(self.reading.popleft()))
         if self.answering:
             self._step()
         self._admit()
@@ -124,7 +130,7 @@ class Scheduler:
                 continue
             self.queue.popleft()
             if job.document is None:
-                self._start(job, MemoryCache(self.model, self.policy, bits=self.bits))
+                self._start(job, MemoryCache(self.model, self.admission.policy_of(job), bits=self.bits))
             else:
                 self._with_document(job, job.document)
 
@@ -161,13 +167,12 @@ class Scheduler:
             job.before = cache.get_seq_length()
         self.reading.append(job)
 
-    def _read(self, job: Job) -> None:
-        """One piece of a prompt."""
-        piece = job.ids[:, job.read : job.read + self.settings.piece].to(self.model.device)
+    def _read(self, job: Job) -> int:
+        """A pass for one prompt, of so many tokens."""
+        before, tokens = job.read, 0
         try:
-            found = self.model(piece, past_key_values=job.cache, logits_to_keep=1).logits[0, -1]
-            job.read += piece.shape[1]
-            self.watch.read(piece.shape[1])
+            found, tokens = read_some(self.model, job, self.settings.piece)
+            self.watch.read(job.read - before)
             if job.read < job.ids.shape[1]:
                 self.reading.append(job)
             elif isinstance(job, Generation):
@@ -176,6 +181,7 @@ class Scheduler:
                 self._save(job)
         except Exception as error:  # whatever it is, the others go on
             self._fail(job, sentence(error), error)
+        return tokens
 
     def _step(self) -> None:
         """One token of every answer."""
@@ -189,9 +195,10 @@ class Scheduler:
                     self._fail(job, sentence(error), error)
                 continue
             for row, job in enumerate(some):
+                if row in failed:
+                    self._fail(job, sentence(failed[row]), failed.pop(row))
+                    continue
                 try:
-                    if row in failed:
-                        raise failed[row]
                     self._say(job, logits[row])
                 except Exception as error:
                     self._fail(job, sentence(error), error)
@@ -206,6 +213,7 @@ class Scheduler:
         together = Together(caches)
         found = step(self.model, together, ids)
         failed.update(together.failed)
+        together.failed.clear()  # an error's traceback holds `together`, and so the caches of all rows
         return found
 
     def _say(self, job: Generation, logits: torch.Tensor) -> None:
@@ -226,7 +234,7 @@ class Scheduler:
         self.watch.kept(cache)
         self.saving.append(job)
         self._work(
-            lambda: self.documents.save(cache, job.ids, job.name, job.chat),
+            lambda: self.documents.save(cache, job.ids, job.name, job.chat, job.instruction is not None),
             lambda found: self._saved(job, cache, found),
         )
 
@@ -269,3 +277,5 @@ class Scheduler:
         if self.memory.jobs.pop(job, None) is not None and job.document is not None:
             self.memory.leave(job.document)
         job.cache = None
+        if isinstance(job, Reading):
+            job.passes = None  # which hold the cache

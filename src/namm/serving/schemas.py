@@ -120,6 +120,10 @@ class DocumentRequest(Strict):
     text: Annotated[str, Field(min_length=1)]
     name: Annotated[str, Field(max_length=200)] = ""
     raw: Annotated[bool, Field(description="Without the model's chat template; for /v1/completions.")] = False
+    rehearse: Annotated[
+        bool | None,
+        Field(description="The model repeats the text before anything is forgotten; null: as the server does."),
+    ] = None
 
 
 class PromptDetails(BaseModel):
@@ -212,6 +216,7 @@ class DocumentCard(BaseModel):
     chat: bool
     kept_fraction: float
     bytes: int
+    rehearsed: bool
 
 
 class DocumentList(BaseModel):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from namm.tasks.answering import PIECE
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40, "t": 10**12}
+ON_CPU = 128  # tokens of a piece
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Settings:
         queue: requests that wait at most.
         batch: requests that are served at once at most.
         documents: that may be on disk at most.
-        piece: tokens of a prompt that are read between two steps of the others.
+        rehearse: documents are read with a rehearsal, where a request does not say.
+        piece: tokens of prompts that are read between two steps of the answers; longer prompts are cut into such.
         keys: of which a request must bring one; none: all are welcome.
         patience: seconds that running requests have to finish when the server is to end.
     """
@@ -33,6 +35,7 @@ class Settings:
     queue: int = 64
     batch: int = 32
     documents: int = 10_000
+    rehearse: bool = False
     piece: int = PIECE
     keys: tuple[str, ...] = ()
     patience: float = 30.0
@@ -48,6 +51,10 @@ class Settings:
             raise ValueError(f"{wrong[0]} must be at least 1, got {counts[wrong[0]]}")
         if not all(self.keys):
             raise ValueError("an API key is empty: give one of some characters, or none at all")
+
+    def on(self, device: str, piece: int | None) -> Settings:
+        """With pieces of so many tokens, or as they suit a kind of device: on a CPU shorter ones cost little more."""
+        return replace(self, piece=piece or (ON_CPU if device == "cpu" else PIECE))
 
 
 def parse_bytes(text: str) -> int:

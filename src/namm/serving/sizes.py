@@ -94,7 +94,7 @@ class Sizes:
     def most(self, policy: Policy, bits: int | None, tokens: int) -> int:
         """Of a cache that reads and says so many tokens, after every pass."""
         interval = policy.update_interval
-        fresh = tokens if interval is None else min(tokens, interval - 1)
+        fresh = tokens if interval is None else min(tokens, interval)  # a whole block, while a rehearsal repeats it
         kept = math.ceil(min(tokens, _share(policy, tokens) + 1))
         state = sum(math.prod(column.shape) * column.dtype.itemsize for column in policy.state.values())
         whole = 0

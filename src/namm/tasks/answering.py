@@ -102,6 +102,7 @@ def read(
     pad: int = 0,
     rehearse: Tensor | None = None,
     bits: int | None = None,
+    engine: str = "loops",
 ) -> Reading:
     """Read contexts in one batch, and decide at their end what to keep (`MemoryCache.settle`).
 
@@ -109,10 +110,10 @@ def read(
         contexts: ``[tokens]`` each, at least one token.
         pad: token that fills up shorter contexts, see `padding_token`.
         rehearse: with a rehearsal, if the policy looks at one: the instruction, see `namm.tasks.encode.to_repeat`.
-        bits: of keys and values, see `MemoryCache`.
+        bits: of keys and values, see `MemoryCache`. engine: likewise.
     """
     ids, mask = _left_padded(contexts, pad, model.device)
-    cache = MemoryCache(model, policy, bits=bits)
+    cache = MemoryCache(model, policy, engine, bits)
     options = dict[str, Any]()
     if not bool(mask.all()):
         options = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}

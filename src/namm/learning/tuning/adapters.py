@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from namm.learning.tuning.config import TuneConfig
+from namm.learning.tuning.masked import attending_to_held
 from namm.models.adapter import CONFIG_FILE, WEIGHTS_FILE
 from namm.models.load import local_path
 from namm.support.extras import need
@@ -75,7 +76,7 @@ class Adapters:
 def adapted(model: PreTrainedModel, settings: TuneConfig) -> Iterator[Adapters]:
     """Within it the model has adapters and is in training; afterwards it is as it was.
 
-    Its layers are checkpointed where nothing is forgotten; else `text_loss` checkpoints whole pieces.
+    Its layers are checkpointed where a text is one call, or it is asked for; else `text_loss` checkpoints pieces alone.
 
     Raises:
         ValueError: if it has adapters already.
@@ -84,14 +85,17 @@ def adapted(model: PreTrainedModel, settings: TuneConfig) -> Iterator[Adapters]:
         raise ValueError("the model has adapters already: learn from its base model, or merge them first")
     wanted = {name: own.requires_grad for name, own in model.named_parameters()}
     training = model.training
-    checkpoints = settings.kept is None and not model.is_activation_checkpointing
+    one_call = settings.kept is None or settings.masked is not None
+    checkpoints = (one_call or settings.checkpoint_layers) and not model.is_activation_checkpointing
     adapters: Adapters | None = None
+    masks = nullcontext() if settings.masked is None else attending_to_held(model)
     try:
         adapters = Adapters(model, settings)
         model.train()
         if checkpoints:
             model.activation_checkpointing_enable()
-        yield adapters
+        with masks:
+            yield adapters
     finally:
         if checkpoints:
             model.activation_checkpointing_disable()

@@ -43,11 +43,14 @@ class Descent:
         """Descend along the gradients that are there, their norm clipped, and save every so often.
 
         Raises:
-            ValueError: if the loss is not finite.
+            ValueError: if the loss or a gradient is not finite; what was learned before is as it was.
         """
-        if not math.isfinite(loss):
-            raise ValueError(f"the loss became {loss} at step {self.done}; try a smaller learning rate")
-        torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings.clip)
+        norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings.clip))
+        for name, found in (("loss", loss), ("norm of the gradients", norm)):
+            if not math.isfinite(found):
+                raise ValueError(
+                    f"the {name} became {found} at step {self.done}: try a smaller learning rate, or another dtype"
+                )
         self._optimizer.step()
         self._schedule.step()
         self._optimizer.zero_grad()

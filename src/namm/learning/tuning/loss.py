@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from namm.cache import MemoryCache, checkpointed, layer_kinds
+from namm.cache import MemoryCache, UnsupportedModelError, checkpointed, layer_kinds
+from namm.learning.tuning.masked import PLAIN_ONLY, held_by_block, masked_logits
 from namm.learning.tuning.texts import Text
 from namm.policies.base import Policy
 
@@ -18,7 +19,12 @@ AsItWas = Callable[[], AbstractContextManager[None]]
 
 
 def text_loss(
-    model: PreTrainedModel, text: Text, policy: Policy | None, piece: int, as_it_was: AsItWas | None = None
+    model: PreTrainedModel,
+    text: Text,
+    policy: Policy | None,
+    piece: int,
+    as_it_was: AsItWas | None = None,
+    masked: str | None = None,
 ) -> Tensor:
     """Loss of the tokens of a text that are to be predicted, nats a token.
 
@@ -28,7 +34,10 @@ def text_loss(
             the backward pass each is computed again where it can be, see `namm.cache.checkpointed`.
         as_it_was: within it the model is a teacher, from whose predictions with a full cache the divergence is taken;
             None: the text itself teaches.
+        masked: see `TuneConfig`.
     """
+    if policy is not None and masked is not None:
+        return _masked_loss(model, text, policy, piece, as_it_was, masked)
     if policy is None:
         ids = text.inputs[None].to(model.device)
         logits = model(ids, use_cache=False, logits_to_keep=text.scored).logits[0]
@@ -54,6 +63,23 @@ def text_loss(
         if settles:
             cache.settle()
     return torch.stack([own for own in losses if own is not None]).sum() / text.scored
+
+
+def _masked_loss(
+    model: PreTrainedModel, text: Text, policy: Policy, piece: int, as_it_was: AsItWas | None, engine: str
+) -> Tensor:
+    """`text_loss` in one call, see `namm.learning.tuning.masked`."""
+    if not forgets_everywhere(model):
+        raise UnsupportedModelError(PLAIN_ONLY)
+    with teaching(model):
+        blocks, held = held_by_block(model, text, policy, piece, engine)
+    logits = masked_logits(model, text, blocks, held)
+    if as_it_was is None:
+        return _cross_entropy(logits, text.wanted.to(model.device)) / text.scored
+    with teaching(model), as_it_was():
+        inputs = text.inputs[None].to(model.device)
+        teacher = model(inputs, use_cache=False, logits_to_keep=text.scored).logits[0]
+    return _divergence(logits, teacher) / text.scored
 
 
 def forgets_everywhere(model: PreTrainedModel) -> bool:

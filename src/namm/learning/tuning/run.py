@@ -86,7 +86,7 @@ def learn(
             torch.manual_seed(settings.seed * 1_000_003 + descent.done)  # of dropout
             total = 0.0
             for text in drawn(texts, descent.done, settings):
-                loss = text_loss(model, text, policy, settings.piece, as_it_was) / settings.batch
+                loss = text_loss(model, text, policy, settings.piece, as_it_was, settings.masked) / settings.batch
                 loss.backward()
                 total += loss.item()
         descent.step(total)
