@@ -105,6 +105,7 @@ def kernels(table: Timetable, memory: Any, arguments: argparse.Namespace, device
                 case.shape == shapes[-1] and case.rows == 1 and (name == "h2o" or not arguments.quick)
             ):
                 about = {"softcap": case.softcap, "sinks": case.sinks, "policy": name}
+                about |= {} if case.bits is None else {"bits": case.bits}
                 measured = partial(own.agreement, case, policy, device)
                 table.row(measured, measured="agreement", shape=case.shape.name, rows=case.rows, **about)
     size = 2**20 if arguments.quick else 2**30

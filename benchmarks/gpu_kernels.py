@@ -50,6 +50,7 @@ class Case:
         calls: tokens of each call.
         softcap: of the logits, if any.
         sinks: whether every query head has one.
+        bits: of keys and values that are decided on; None: as they are.
     """
 
     shape: Shape
@@ -57,6 +58,7 @@ class Case:
     calls: tuple[int, ...]
     softcap: float | None = None
     sinks: bool = False
+    bits: int | None = None
 
     def form(self, dtype: torch.dtype, device: torch.device) -> AttentionForm:
         sinks = None
@@ -70,7 +72,7 @@ def cases(shapes: Sequence[Shape], interval: int, quick: bool) -> list[Case]:
     """A prompt of several blocks, a part of one, and steps of decoding."""
     calls = (interval, interval // 2, 1) if quick else (2 * interval, interval + interval // 2, 1, 1, 1)
     plain = [Case(shape, 1, calls) for shape in shapes]
-    return [*plain, Case(shapes[0], 2, calls, 30.0, True)]
+    return [*plain, Case(shapes[0], 2, calls, 30.0, True), Case(shapes[0], 2, calls, bits=4)]
 
 
 def smaller(memory: NAMM, interval: int) -> NAMM:
@@ -92,7 +94,7 @@ def policies(memory: NAMM) -> dict[str, Policy]:
 
 def fed(case: Case, policy: Policy, engine: str, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, list[Any]]:
     """Outputs of all calls side by side, float32, and the positions that every head holds after a last decision."""
-    layers = Layers(policy, engine, case.form(dtype, device), count=1)
+    layers = Layers(policy, engine, case.form(dtype, device), count=1, bits=case.bits)
     generator = torch.Generator().manual_seed(0)
     shape, outputs = case.shape, []
     for number, tokens in enumerate(case.calls):

@@ -19,6 +19,7 @@ def agreement_table(found: Row) -> str:
     lines = []
     for row in _whole(found, "agreement"):
         form = [name for name, there in (("softcap", row["softcap"]), ("sinks", row["sinks"])) if there]
+        form += [f"{row['bits']} bits"] if "bits" in row else []
         about = ", ".join([row["policy"], row["shape"], f"{row['rows']} rows", *form])
         flips = [row[f"{kind}_flips"] for kind in ("ragged_float32", "ragged_bfloat16", "loops_bfloat16")]
         errors = [row[f"{kind}_error"] for kind in ("ragged_float32", "ragged_bfloat16", "loops_bfloat16")]

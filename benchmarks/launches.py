@@ -92,7 +92,7 @@ class Launches:
 
     def told(self, engine: Any, given: list[torch.Tensor]) -> list[Any]:
         """All arguments but where outputs and what lies between two launches are, as words."""
-        known = [engine.store.records, engine.store.table, engine.ring.queries, engine.ring.normalisers, *given]
+        known = [*engine.places(), *given]
         storages = {tensor.untyped_storage().data_ptr() for tensor in known}
 
         def word(argument: Any) -> Any:

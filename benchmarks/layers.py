@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,11 +34,12 @@ class Layers:
     engine: str
     form: AttentionForm
     count: int = 2
+    bits: int | None = None
     layers: list[MemoryLayer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         loan: Any = NoLoan()
-        padding, engine = Padding(), ENGINES[self.engine]
+        padding, engine = Padding(), partial[Any](ENGINES[self.engine], bits=self.bits)
         self.layers = [MemoryLayer(i, self.policy, padding, loan, engine=engine) for i in range(self.count)]
         self.layers[-1].before = self.layers[:-1]
 

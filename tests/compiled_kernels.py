@@ -1,8 +1,8 @@
 """Compiles every kernel as it is launched by a layer of the size of Llama-3-8B, for an H100, where there need be none.
 
-Run as a script, without Triton's interpreter, with variants: "bfloat16", "float32 softcap sinks" and the like. Prints
-of every variant and kernel its registers, bytes of spills and whether it multiplies with wgmma, as JSON; of a kernel
-that is the same in several variants once.
+Run as a script, without Triton's interpreter, with variants: "bfloat16", "float32 softcap sinks 4" and the like, where
+a number says in how many bits tokens are packed. Prints of every variant and kernel its registers, bytes of spills and
+whether it multiplies with wgmma, as JSON; of a kernel that is the same in several variants once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 TARGET = ("cuda", 90, 32)
 
@@ -38,6 +39,7 @@ def compile_kernels(variants: list[str]) -> dict[str, dict[str, dict[str, Any]]]
         torch.float64: "*fp64",
         torch.int32: "*i32",
         torch.int8: "*i8",
+        torch.uint8: "*u8",
     }
     found: dict[str, dict[str, dict[str, Any]]] = {}
     known: set[str] = set()
@@ -71,11 +73,13 @@ def compile_kernels(variants: list[str]) -> dict[str, dict[str, dict[str, Any]]]
     for variant in variants:
         found[variant] = {}
         dtype = getattr(torch, variant.split()[0])
+        bits = next((int(word) for word in variant.split() if word.isdigit()), None)
         sinks = torch.zeros(32, dtype=dtype) if "sinks" in variant else None
         form = AttentionForm(128**-0.5, 50.0 if "softcap" in variant else None, sinks)
         for policy in (NAMMPolicy(NAMM(UNIVERSAL), kept=0.25), SnapKV(0.5)):
-            layers = Layers(policy, "ragged", form, count=1)
-            with without_running(compile_only):
+            layers = Layers(policy, "ragged", form, count=1, bits=bits)
+            empty = mock.patch.object(torch, "empty", torch.zeros)  # nothing that is read was written
+            with without_running(compile_only), empty:
                 for tokens in (256, 1, 31):
                     new = random_tokens(1, 8, 4, tokens, 128, 1, generator)
                     layers.feed([[t.to(dtype) for t in own] for own in new])

@@ -11,19 +11,9 @@ from layers import Layers, random_tokens
 
 from namm import NAMM, MemoryCache, NAMMConfig
 from namm.cache.arithmetic import AttentionForm
-from namm.cache.packed import (
-    BITS,
-    BOUNDS,
-    SINKS,
-    Packing,
-    decode,
-    encode,
-    from_byte,
-    group_of,
-    hadamard,
-    to_byte,
-    turned,
-)
+from namm.cache.codes import BITS, BOUNDS, decode, encode, from_byte, group_of, hadamard, to_byte, turned
+from namm.cache.packed import SINKS
+from namm.cache.packing import Packing
 from namm.policies import H2O, NAMMPolicy, Streaming
 from namm.support.tensors import Column
 
@@ -71,7 +61,7 @@ def test_a_large_channel_costs_no_others_their_bits() -> None:
     keys = torch.randn(200, 64, generator=generator)
     keys[:, 5] = 100 + 20 * torch.randn(200, generator=generator)
     own = {"keys": keys, "values": keys.flip(0), "positions": torch.arange(200, dtype=torch.int32)}
-    found = Packing(4).pack([own], {}).column(0, "keys")
+    found = Packing(4).pack(own, [200], {}).column(0, "keys")
     others = torch.arange(64) != 5
     assert float((found - keys)[:, others].abs().mean()) < 0.2
     plain = decode(*encode(keys, 4), 4)
@@ -79,15 +69,7 @@ def test_a_large_channel_costs_no_others_their_bits() -> None:
 
 
 def layers(policy, bits: int | None) -> Layers:
-    from functools import partial
-
-    from namm.cache.loops import Loops
-
-    made = Layers(policy, "loops", AttentionForm(0.5))
-    for layer in made.layers:
-        layer._make = partial(Loops, bits=bits)
-        layer.reset()
-    return made
+    return Layers(policy, "loops", AttentionForm(0.5), bits=bits)
 
 
 @pytest.mark.parametrize(
@@ -209,9 +191,8 @@ def test_numbers_between_bounds_fit_into_bytes() -> None:
 
 
 def test_what_can_not_be_packed_is_refused(tiny) -> None:
-    for options in ({"bits": 3}, {"bits": 4, "engine": "padded"}):
-        with pytest.raises(ValueError, match="bits must be one of 4, 8"):
-            MemoryCache(tiny, NAMMPolicy(MEMORY), **options)
+    with pytest.raises(ValueError, match="bits must be one of 4, 8 or None, got 3"):
+        MemoryCache(tiny, NAMMPolicy(MEMORY), bits=3)
     with pytest.raises(ValueError, match="odd width"):
         encode(torch.zeros(1, 3), 4)
 

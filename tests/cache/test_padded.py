@@ -69,11 +69,12 @@ def compare(
     seed: int,
     names: tuple[str, str] = ("padded", "loops"),
     layers: int = 2,
+    bits: int | None = None,
 ) -> None:
     """Feed both engines the same, in a batch that may be padded on the left, and look at them after every call."""
     rows, heads, group = shape
     generator = torch.Generator().manual_seed(seed)
-    engines = [Layers(policy, engine, form, layers) for engine in names]
+    engines = [Layers(policy, engine, form, layers, bits=bits) for engine in names]
     mask = None
     if any(left[:rows]):
         calls = [31, *calls]

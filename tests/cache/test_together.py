@@ -18,7 +18,7 @@ from transformers import (
 
 from namm import NAMM, MemoryCache, NAMMConfig
 from namm.cache import packed
-from namm.cache.packed import decode
+from namm.cache.codes import decode
 from namm.cache.together import Together, can_join, step
 from namm.policies import H2O, Full, NAMMPolicy, Policy
 

@@ -14,6 +14,9 @@ from torch import Tensor
 from namm.cache.arithmetic import AttentionForm
 from namm.cache.batched_row import BatchedRow
 from namm.cache.engine import RowState
+from namm.cache.packed import Packed
+from namm.cache.packing import packing_of
+from namm.cache.split_batch import ORIGIN, SplitBatch
 from namm.cache.taking import Taking
 from namm.models.rope import Rotary
 from namm.policies.base import Policy
@@ -42,12 +45,18 @@ class Batched(ABC):
         store: the tokens kept.
         seen: of each row, as of a `Row`; so are `updated`, `compared` and `hid`.
         due: by row.
+        packing: how tokens are packed once they are decided on; None: they are not.
+        unpacked: of what is unpacked for a decision the codes.
+        split: what holds packed tokens between two updates.
     """
 
     store: Any
+    split: type[SplitBatch]
 
-    def __init__(self, policy: Policy, layer: int, rotary: Rotary | None = None) -> None:
+    def __init__(self, policy: Policy, layer: int, rotary: Rotary | None = None, bits: int | None = None) -> None:
         self.policy, self.layer = policy, layer
+        self.packing = packing_of(bits)
+        self.unpacked: Packed | None = None
         self.seen: list[int] = []
         self.due: dict[int, Due] = {}
         self.whole = self.decided = False
@@ -88,6 +97,26 @@ class Batched(ABC):
         self, query: Tensor, keys: Tensor, values: Tensor, new: Sequence[int], form: AttentionForm, waits: bool
     ) -> Tensor:
         """Store and attend new tokens, ``[rows, heads, n, width]`` each, of which each row's last `new` are some."""
+
+    def own(self) -> Any:
+        """The store, its tokens unpacked, as whoever writes to it or decides needs it."""
+        if isinstance(self.store, SplitBatch):
+            self.unpacked, self.store = self.store.held, self.store.own(self.policy.state)
+        return self.store
+
+    def _pack(self) -> None:
+        """Pack what is decided on, if that is wanted and it is not."""
+        if self.packing is not None and not isinstance(self.store, SplitBatch):
+            how = self.packing, self.policy.state
+            self.store = self.split.of(self.store, self.fresh, *how, self.unpacked)
+            self.unpacked = None
+
+    def _held(self, row: int) -> tuple[Sequence[Mapping[str, Tensor]], Packed | None]:
+        """For a file: of each head of a row the columns of the tokens that are not packed, and those that are."""
+        if isinstance(self.store, SplitBatch):
+            return self.store.state(row)
+        heads = [self.store.head(row, head) for head in range(len(self.store.lengths[row]))]
+        return [{name: column for name, column in own.items() if name != ORIGIN} for own in heads], None
 
     @abstractmethod
     def _observe(self, rows: list[int], form: AttentionForm, *, whole: bool) -> None:
@@ -151,11 +180,15 @@ class Batched(ABC):
                 self.due[row] = Due(updated, left_out=fresh)
 
     def under(self, policy: Policy) -> Any:
-        """A copy whose rows go on under another policy."""
-        return copy.deepcopy(self, {id(self.policy): policy})
+        """A copy whose rows go on under another policy; what is packed is shared, until one of the two packs anew."""
+        shared: dict[int, Any] = {id(self.policy): policy}
+        if isinstance(self.store, SplitBatch):
+            self.store.forked, shared[id(self.store.held)] = True, self.store.held
+        return copy.deepcopy(self, shared)
 
     def hide(self, hidden: Sequence[Tensor]) -> None:
         """Forget the tokens at these positions of each row, as if they had never come; those after them move up."""
+        self.own()
         gone = torch.zeros(len(hidden), max(self.seen) + 1, dtype=torch.bool, device=self.store.device)
         for row, own in enumerate(hidden):
             gone[row, own.long()] = True
@@ -166,6 +199,7 @@ class Batched(ABC):
             self.updated[row] -= int((own < self.updated[row]).sum())
             self.seen[row] -= len(own)
             self.hid[row] |= bool(len(own))
+        self._pack()
 
     @abstractmethod
     def _hide(self, gone: Tensor, before: Sequence[int]) -> list[int]:
@@ -179,6 +213,9 @@ class Batched(ABC):
         """
 
     def _select(self, order: Sequence[int]) -> None:
+        if self.packing is not None:
+            heads = len(self.packing.framed) // len(self.seen)
+            self.packing.select([head for row in order for head in range(row * heads, (row + 1) * heads)])
         for name in ("seen", "updated", "hid", "compared"):
             setattr(self, name, [getattr(self, name)[row] for row in order])
 
@@ -221,3 +258,4 @@ class Batched(ABC):
             lengths = self.store.lengths[row]
             self.compared[row] = self.updated[row], sum(lengths) - len(lengths) * self.fresh[row]
         self.due = {}
+        self._pack()

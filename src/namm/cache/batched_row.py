@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from namm.cache.split_batch import SplitBatch
+
 if TYPE_CHECKING:
     from namm.cache.batched import Batched
 
@@ -67,7 +69,7 @@ class BatchedRow:
 
     def note(self, column: str, newest: Tensor) -> None:
         """Write to a column of the policy's what the newest tokens have, ``[KV heads, tokens]``."""
-        self.engine.store.make_writable(state=True)
+        self.engine.own().make_writable(state=True)
         for head, found in enumerate(newest):
             self.head(head)[column][-len(found) :] = found
 
@@ -76,8 +78,9 @@ class BatchedRow:
         return int(self.engine.store.row_bytes(self.index, *names))
 
     def shared_bytes(self) -> int:
-        """Of these, what other rows hold as well: nothing."""
-        return 0
+        """Of these, what other rows hold as well."""
+        store = self.engine.store
+        return store.shared_bytes(self.index) if isinstance(store, SplitBatch) else 0
 
     def token_bytes(self, *names: str) -> int:
         """Bytes of one token in the named columns."""
@@ -86,7 +89,10 @@ class BatchedRow:
 
     def least_bytes(self) -> int:
         """Bytes that keys and values of the tokens need at least."""
-        return sum(self.lengths) * self.token_bytes("keys", "values")
+        store, token = self.engine.store, self.token_bytes("keys", "values")
+        if isinstance(store, SplitBatch):
+            return store.least_bytes(self.index, token)
+        return sum(self.lengths) * token
 
     def query_bytes(self) -> int:
         """Bytes of the queries held."""

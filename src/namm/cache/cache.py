@@ -51,12 +51,12 @@ class MemoryCache(Cache):
             and batch rows of a layer at once, padded to the longest head; "ragged" does so with Triton kernels, for
             GPUs. All keep the same tokens. A policy that decides head by head gets "loops", and what there is no kernel
             for "padded", with a warning.
-        bits: of keys and values that are decided on, 4 or 8, see `namm.cache.packed`; None: as the model has them.
+        bits: of keys and values that are decided on, 4 or 8, see `namm.cache.codes`; None: as the model has them.
 
     Raises:
         UnsupportedModelError: if the model can't be served.
-        ValueError: if there is no such engine, or it does not pack to so many bits; if the policy sees queries, and how
-            the model turns them by positions is not known, see `rotary_of`.
+        ValueError: if there is no such engine, or no packing to so many bits; if the policy sees queries, and how the
+            model turns them by positions is not known, see `rotary_of`.
         TypeError: if `model` is no model, or `policy` neither a policy nor a memory.
 
     Example:
@@ -255,7 +255,7 @@ class MemoryCache(Cache):
         """A cache that goes on by itself from what this one holds, which both share until they decide on it.
 
         One text can so be asked many questions: a fork costs the memory of what it reads and says itself, up to the
-        policy's next decision, which makes a copy. With the engine "padded" it is a copy from the start.
+        policy's next decision, which makes a copy. With "padded" and "ragged" it is a copy but for what `bits` pack.
         """
         return branch(self.model, self, self.policy)
 

@@ -8,9 +8,9 @@ from functools import partial
 
 from transformers import PreTrainedModel
 
+from namm.cache.codes import BITS
 from namm.cache.engine import Engine
 from namm.cache.loops import Loops
-from namm.cache.packed import BITS
 from namm.cache.padded import Padded
 from namm.cache.ragged.serves import check_device, lacks, ragged
 from namm.models.rope import Rotary
@@ -25,7 +25,7 @@ def engine_of(name: str, policy: Policy, model: PreTrainedModel, bits: int | Non
     name.
 
     Raises:
-        ValueError: if there is none of that name, or it does not pack to so many bits.
+        ValueError: if there is none of that name, or tokens are not packed to so many bits.
     """
     if name not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
@@ -34,15 +34,12 @@ def engine_of(name: str, policy: Policy, model: PreTrainedModel, bits: int | Non
             f"{type(policy).__name__} decides head by head, so the engine is 'loops' and not {name!r}", stacklevel=3
         )
         name = "loops"
-    if bits is not None:
-        if bits not in BITS or name != "loops":
-            raise ValueError(
-                f"bits must be one of {', '.join(map(str, BITS))} or None, with the engine 'loops'; got {bits!r}"
-            )
-        return name, partial(Loops, bits=bits)
+    if bits is not None and bits not in BITS:
+        raise ValueError(f"bits must be one of {', '.join(map(str, BITS))} or None, got {bits!r}")
     if name == "ragged":
         check_device(model.device)
         if lacking := lacks(policy, model.dtype):
             warnings.warn(f"the engine is 'padded' and not 'ragged', which has {lacking}", stacklevel=3)
             name = "padded"
-    return name, ENGINES[name]
+    made: Callable[..., Engine] = ENGINES[name]
+    return name, made if bits is None else partial(made, bits=bits)

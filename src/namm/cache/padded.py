@@ -15,6 +15,8 @@ from namm.cache.grid import FREE, GridStore, positions_of
 from namm.cache.padded_attention import attend_padded, excluding_free
 from namm.cache.padded_record import PaddedRecord
 from namm.cache.pending import Pending
+from namm.cache.split_batch import nothing, packed_of
+from namm.cache.split_grid import SplitGrid
 from namm.policies.grid import Grid, with_newest
 
 
@@ -26,19 +28,25 @@ class Padded(Batched):
         pending: queries since the last update of each row.
     """
 
-    store: GridStore
+    store: GridStore | SplitGrid
+    split = SplitGrid
 
     def _begin(self, query: Tensor, keys: Tensor, values: Tensor) -> None:
-        self.store = GridStore(query.shape[0], keys, values, self.policy.state)
+        state, packing = self.policy.state, self.packing
+        self.store = GridStore(query.shape[0], keys, values, state if packing is None else {})
+        if packing is not None:
+            self.store = SplitGrid(nothing(packing, keys, values, state), self.store)
         self.pending = Pending.empty(query)
 
     def _advance(
         self, query: Tensor, keys: Tensor, values: Tensor, new: Sequence[int], form: AttentionForm, waits: bool
     ) -> Tensor:
-        policy, tokens, store = self.policy, query.shape[2], self.store
+        policy, tokens = self.policy, query.shape[2]
         interval = policy.update_interval
-        store.append(keys, values, positions_of(self.seen, new, tokens, query.device), new)
+        self.store.append(keys, values, positions_of(self.seen, new, tokens, query.device), new)
         ends = self._took(new, waits)
+        store = self.own() if ends else self.store
+        store = store.view() if isinstance(store, SplitGrid) else store
         whole = bool(ends) and all(new[row] == interval for row in ends)
         looks = interval is not None and policy.queries != 0
         if looks and not (whole and len(ends) == len(new)):
@@ -66,12 +74,16 @@ class Padded(Batched):
         carried, normalisers = (None if each is None else each[row] for each in (pending.carried, pending.normalisers))
         queries = pending.newest(held if self.policy.update_interval else 0)[row]
         told = self.seen[row], self.updated[row], self.compared[row], self.hid[row]
-        heads = [self.store.head(row, head) for head in range(len(self.store.lengths[row]))]
-        return RowState(heads, queries, carried, normalisers, *told)
+        heads, packed = self._held(row)
+        return RowState(heads, queries, carried, normalisers, *told, packed)
 
     def restore(self, states: Sequence[RowState]) -> None:
         """Hold this and nothing else."""
-        self.store = GridStore.of([state.heads for state in states], self.policy.state)
+        if self.packing is None:
+            self.store = GridStore.of([state.heads for state in states], self.policy.state)
+        else:
+            self.packing, held, since = packed_of(states, self.packing, self.policy.state)
+            self.store = SplitGrid(held, GridStore.of(since, {}))
         self.pending = Pending.of(states)
         self._told(states)
 
@@ -95,7 +107,7 @@ class Padded(Batched):
         assert self.pending.held.pending >= unfinished, "queries were lost"
 
     def _hide(self, gone: Tensor, before: Sequence[int]) -> list[int]:
-        lost = self.store.hide(gone, before)
+        lost: list[int] = self.own().hide(gone, before)
         self.pending.hide(gone, self.seen, self.updated)
         return lost
 
@@ -115,7 +127,7 @@ class Padded(Batched):
             record: of rows that were attended in one go; None: the queries held are replayed.
             whole: see `Head`.
         """
-        policy, store, pending = self.policy, self.store, self.pending
+        policy, store, pending = self.policy, self.own(), self.pending
         store.make_writable(state=True)
         part = _part(rows, len(self.seen), store.columns["keys"].device)
         columns = {name: _of(column, part) for name, column in store.columns.items()}
@@ -143,14 +155,15 @@ class Padded(Batched):
 
     def _asked(self) -> Grid:
         """What is due."""
-        part = _part(sorted(self.due), len(self.seen), self.store.device)
-        columns = {name: _of(column[:, :, : self.store.end], part) for name, column in self.store.columns.items()}
+        store = self.own()
+        part = _part(sorted(self.due), len(self.seen), store.device)
+        columns = {name: _of(column[:, :, : store.end], part) for name, column in store.columns.items()}
         grid, left_out = self._due_grid(columns)
         return grid.without(left_out) if any(left_out) else grid
 
     def _keep(self, answer: Tensor | None) -> None:
         """Forget what the policy let go of the rows that are due, ``[rows, heads, tokens]`` bool; None: nothing."""
-        rows, store = sorted(self.due), self.store
+        rows, store = sorted(self.due), self.own()
         if answer is not None:
             left_out = [self.due[row].left_out for row in rows]
             if any(left_out):

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from namm.cache.arithmetic import AttentionForm, attend, attend_exactly, attend_newest, groups, refuse_infinite
-from namm.cache.packed import KV, Packed, Packing, packing_of
+from namm.cache.packed import Packed
+from namm.cache.packing import Packing, packing_of
 from namm.cache.queries import Queries
 from namm.cache.record import Record
 from namm.cache.split import SplitStore
@@ -233,15 +234,10 @@ class Row:
 
     def _pack(self, kept: Sequence[Tensor]) -> None:
         """Pack what is decided on, where of each head these tokens have just been kept."""
-        if self.packing is None or not self.updated:
-            return
         before, self.unpacked = self.unpacked, None
-        stay = [] if before is None else [own[own < most] for own, most in zip(kept, before.lengths, strict=True)]
-        heads = [self.store.head(h) for h in range(self.store.heads)]
-        decided = [{name: column[: len(column) - self.fresh] for name, column in own.items()} for own in heads]
-        since = [{name: own[name][len(own[name]) - self.fresh :] for name in (*KV, "positions")} for own in heads]
-        packed = self.packing.pack(decided, self.policy.state, before, stay)
-        self.store = SplitStore(packed, TokenStore.of(since, {}))
+        if self.packing is not None and self.updated:
+            how = self.packing, self.policy.state
+            self.store = SplitStore.packed(self.own(), self.fresh, *how, before, kept)
 
     def _watched(self, queries: Tensor) -> Tensor:
         """Of a block's queries ``[query heads, n, width]`` those that the policy looks at."""

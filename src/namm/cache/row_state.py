@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from namm.cache.engine import RowState
-from namm.cache.packed import Packed, packing_of
+from namm.cache.packed import Packed
+from namm.cache.packing import Packing, packing_of
 from namm.cache.queries import Queries
 from namm.cache.row import Row
 from namm.cache.split import SplitStore
@@ -33,7 +34,8 @@ def row_of(
     row = Row(policy, layer, index, TokenStore.of(state.heads, policy.state), queries, *told)
     row.hid, row.rotary, row.packing = state.hid, rotary, packing
     if state.packed is not None:
-        row.store = SplitStore(replace(state.packed, state=policy.state), TokenStore.of(state.heads, {}))
+        packed = replace(state.packed, state=policy.state)
+        row.store = SplitStore(packed, TokenStore.of(state.heads, {}))
         assert packing is not None and packing.bits == state.packed.bits, "a file is read into a cache of its own bits"
-        packing.frame = state.packed.frame
+        row.packing = Packing.after(packed)
     return row

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from namm.cache.packed import Packed
+from namm.cache.packed import KV, Packed, starts_of
+from namm.cache.packing import Packing
 from namm.cache.storage import TokenStore
-from namm.support.tensors import round_up
+from namm.support.tensors import Column, round_up
 
 
 class SplitStore:
@@ -29,6 +33,35 @@ class SplitStore:
     def of(cls, held: TokenStore) -> SplitStore:
         """With nothing that came since."""
         return cls(held, TokenStore(held.heads, held.columns["keys"], held.columns["values"], {}))
+
+    @classmethod
+    def packed(
+        cls,
+        store: TokenStore,
+        fresh: int,
+        packing: Packing,
+        state: Mapping[str, Column],
+        before: Packed | None,
+        kept: Sequence[Tensor],
+    ) -> SplitStore:
+        """Of what a store holds, all but so many of the newest tokens packed.
+
+        Args:
+            state: see `TokenStore`.
+            before: of what was unpacked to be decided on the codes.
+            kept: of each head the indices of the tokens that stayed.
+        """
+        heads = [store.head(h) for h in range(store.heads)]
+        decided = [{name: column[: len(column) - fresh] for name, column in own.items()} for own in heads]
+        since = [{name: own[name][len(own[name]) - fresh :] for name in (*KV, "positions")} for own in heads]
+        columns = {name: torch.cat([own[name] for own in decided]) for name in decided[0]}
+        lengths = [len(own["positions"]) for own in decided]
+        origins = None
+        if before is not None:
+            stay = [own[own < most] for own, most in zip(kept, before.lengths, strict=True)]
+            each = zip(stay, starts_of(before.lengths), lengths, strict=True)
+            origins = torch.cat([F.pad(own + first + 1, (0, most - len(own))) for own, first, most in each])
+        return cls(packing.pack(columns, lengths, state, before, origins), TokenStore.of(since, {}))
 
     @property
     def heads(self) -> int:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from namm.cache import MemoryCache, UnsupportedModelError
+from namm.cache.codes import group_of
 from namm.cache.layer import MemoryLayer
-from namm.cache.packed import SINKS, group_of
+from namm.cache.packed import SINKS
 from namm.policies import H2O, NAMMPolicy
 from namm.policies.base import BudgetPolicy, Policy, tokens_of
 from namm.support.tensors import SEGMENT

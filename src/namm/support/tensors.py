@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -31,7 +33,7 @@ class Column:
     Attributes:
         shape: of a token's.
         dtype: of the numbers.
-        bounds: between which they lie, where a byte is enough for each; see `namm.cache.packed`.
+        bounds: between which they lie, where a byte is enough for each; see `namm.cache.codes`.
     """
 
     shape: tuple[int, ...] = ()
@@ -61,6 +63,17 @@ def _steps(count: int, device: torch.device) -> Tensor:
 def steps(count: int, device: torch.device) -> Tensor:
     """``torch.arange(count)``, a view of one that is made once; not to be written to."""
     return _steps(1 << max(8, (count - 1).bit_length()), device)[:count]
+
+
+def runs(starts: Sequence[int], counts: Sequence[int], device: torch.device) -> Tensor:
+    """Indices ``[sum(counts)]`` int64: of each run so many from its start on, one run behind the other.
+
+    >>> runs([5, 0, 20], [2, 0, 3], torch.device("cpu"))
+    tensor([ 5,  6, 20, 21, 22])
+    """
+    total, before = sum(counts), accumulate((0, *counts[:-1])) if counts else ()
+    told = torch.tensor([[start - gone for start, gone in zip(starts, before, strict=True)], [*counts]], device=device)
+    return torch.repeat_interleave(told[0], told[1], output_size=total).add_(steps(total, device))
 
 
 def mean_of(parts: Tensor, into: Tensor | None = None) -> Tensor:

@@ -10,13 +10,15 @@ from torch import Tensor
 from namm.cache.arithmetic import AttentionForm, infinite
 from namm.cache.batched import Batched
 from namm.cache.engine import RowState
-from namm.cache.ragged.attending import attend
+from namm.cache.ragged.attending import FEW, attend
 from namm.cache.ragged.launching import check_device, to_device
 from namm.cache.ragged.observing import normalise, observe
 from namm.cache.ragged.ring import Ring
 from namm.cache.ragged.scoring import memory_scores, rule_scores
 from namm.cache.ragged.selecting import Asked, Selected, bounds_of, select
+from namm.cache.ragged.split import SplitRagged
 from namm.cache.ragged.store import RaggedStore
+from namm.cache.split_batch import nothing, packed_of
 from namm.policies import NAMMPolicy
 from namm.policies.base import BudgetPolicy
 from namm.policies.pool import not_a_number
@@ -33,12 +35,15 @@ class Ragged(Batched):
             more keys than are left.
     """
 
-    store: RaggedStore
+    store: RaggedStore | SplitRagged
+    split = SplitRagged
 
     def _begin(self, query: Tensor, keys: Tensor, values: Tensor) -> None:
         check_device(keys.device)
-        policy, rows = self.policy, query.shape[0]
-        self.store = RaggedStore(rows, keys, values, policy.state)
+        policy, rows, packing = self.policy, query.shape[0], self.packing
+        self.store = RaggedStore(rows, keys, values, policy.state if packing is None else {})
+        if packing is not None:
+            self.store = SplitRagged(nothing(packing, keys, values, policy.state), self.store)
         self.query_heads, self.query_width = query.shape[1], query.shape[3]
         self.block = [0] * rows
         self.stale: set[int] = set()
@@ -58,40 +63,50 @@ class Ragged(Batched):
         store, ring = self.store, self.ring
         store.make_room(self._room(), self.seen)
         store.append(query, keys, values, new, (keys, 0) if ring is None else (ring.queries, ring.capacity))
-        output = attend(store, query, new, form, ring)
         ends = self._took(new, waits)
+        if ends:
+            store = self.own()
+        how = query, new, form, ring
+        output = store.attend(*how) if isinstance(store, SplitRagged) else attend(store, *how)
         if ends:
             self._observe(ends, form, whole=False)
         return output
 
+    @property
+    def _newest(self) -> RaggedStore:
+        """Where new tokens go."""
+        return self.store.since if isinstance(self.store, SplitRagged) else self.store
+
     def places(self) -> list[Tensor]:
         """What a step of decoding reads and writes until something is moved."""
-        held = [self.store.records, self.store.table] if self.seen else []
+        held = [self._newest.records, self._newest.table] if self.seen else []
         return held + ([self.ring.queries, self.ring.normalisers] if self.seen and self.ring is not None else [])
 
     def free(self) -> int:
-        """Tokens until the first row's block is full."""
+        """Tokens until the first row's block is full; none where steps are not the same launches up to there."""
+        if isinstance(self.store, SplitRagged) and self.query_heads // self.store.heads > FEW:
+            return 0
         return min(self._room(), default=0)
 
     def repeated(self) -> None:
         """Count a token of every row that was stored by the launches of an earlier step."""
         self._took([1] * len(self.seen), waits=True)
-        self.store.lengths = [[length + 1 for length in row] for row in self.store.lengths]
+        self._newest.lengths = [[length + 1 for length in row] for row in self._newest.lengths]
 
     def counts(self) -> tuple[list[int], list[list[int]]]:
         """How many tokens were seen and are held, for `recount`."""
-        return self.seen, self.store.lengths
+        return self.seen, self._newest.lengths
 
     def recount(self, counts: tuple[list[int], list[list[int]]]) -> None:
         """Take back what was counted since then, and not stored."""
-        self.seen, self.store.lengths = counts
+        self.seen, self._newest.lengths = counts
 
     def _observe(self, rows: list[int], form: AttentionForm, *, whole: bool) -> None:
-        fresh = self.fresh[rows[0]]
+        fresh, store = self.fresh[rows[0]], self.own()
         if self.ring is not None:
             if stale := sorted(self.stale.intersection(rows)):
-                normalise(self.store, self.ring, stale, fresh, form)
-            observe(self.policy, self.store, self.ring, rows, fresh, form)
+                normalise(store, self.ring, stale, fresh, form)
+            observe(self.policy, store, self.ring, rows, fresh, form)
         for row in rows:
             self.block[row] = fresh
         self.stale.difference_update(rows)
@@ -105,7 +120,7 @@ class Ragged(Batched):
             return
         policy = due[0].policy
         assert isinstance(policy, NAMMPolicy | BudgetPolicy), "see `namm.cache.ragged.serves`"
-        layers = [Asked.of(engine.store, *engine._due_grid({})) for engine in due]
+        layers = [Asked.of(engine.own(), *engine._due_grid({})) for engine in due]
         places = policy.places([layer.grid for layer in layers])
         if places is None:
             for engine in due:
@@ -130,7 +145,9 @@ class Ragged(Batched):
 
     def _keep(self, selected: Selected) -> None:
         """Forget what the policy let go."""
-        store, room = self.store, self._room()
+        store, room = self.own(), self._room()
+        if self.packing is not None:
+            room = [0] * len(room)  # for what is packed at once
         if selected.lengths == store.lengths:
             store.make_room(room, self.seen)
         else:
@@ -154,14 +171,19 @@ class Ragged(Batched):
             self.ring.hide(gone, self.seen, self.updated)
         self.stale.update(row for row, count in enumerate(counts) if count)
         room = [room + less for room, less in zip(self._room(), fresh, strict=True)]
-        return self.store.hide(gone, before, room, [s - c for s, c in zip(self.seen, counts, strict=True)])
+        seen = [saw - count for saw, count in zip(self.seen, counts, strict=True)]
+        lost: list[int] = self.own().hide(gone, before, room, seen)
+        return lost
 
     def select(self, order: Sequence[int]) -> None:
         """Have the batch rows in another order; some may come more than once, or not at all."""
         self._select(order)
         self.block = [self.block[row] for row in order]
         self.stale = {number for number, row in enumerate(order) if row in self.stale}
-        self.store.move([self.store.lengths[row] for row in order], self._room(), self.seen, rows=order)
+        if isinstance(self.store, SplitRagged):
+            self.store.select(order, self._room(), self.seen)
+        else:
+            self.store.move([self.store.lengths[row] for row in order], self._room(), self.seen, rows=order)
         if self.ring is not None:
             self.ring.select(torch.tensor(order))
 
@@ -169,7 +191,7 @@ class Ragged(Batched):
         """What each row holds."""
         found = []
         for row, (seen, updated) in enumerate(zip(self.seen, self.updated, strict=True)):
-            heads = [self.store.head(row, head) for head in range(self.store.heads)]
+            heads, packed = self._held(row)
             pending, carried, normalisers = (
                 heads[0]["keys"].new_zeros(self.query_heads, 0, self.query_width),
                 None,
@@ -180,7 +202,7 @@ class Ragged(Batched):
                 if ring.carry and updated:
                     carried, normalisers = ring.of(row, updated - ring.carry, updated)
             told = seen, updated, self.compared[row], self.hid[row]
-            found.append(RowState(heads, pending, carried, normalisers, *told))
+            found.append(RowState(heads, pending, carried, normalisers, *told, packed))
         return found
 
     def restore(self, states: Sequence[RowState]) -> None:
@@ -189,7 +211,11 @@ class Ragged(Batched):
         keys, values = (first.heads[0][name].expand(1, len(first.heads), -1, -1) for name in ("keys", "values"))
         self._begin(first.pending.expand(len(states), *first.pending.shape), keys, values)
         self._told(states)
-        self.store.fill([state.heads for state in states], self._room(), self.seen)
+        if isinstance(self.store, SplitRagged) and self.packing is not None:
+            self.packing, self.store.held, since = packed_of(states, self.packing, self.policy.state)
+            self.store.since.fill(since, self._room(), self.seen)
+        elif isinstance(self.store, RaggedStore):
+            self.store.fill([state.heads for state in states], self._room(), self.seen)
         for row, state in enumerate(states if self.ring is not None else ()):
             assert self.ring is not None
             unknown = state.pending.new_zeros(state.pending.shape[:2], dtype=torch.float32)

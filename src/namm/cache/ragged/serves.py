@@ -25,7 +25,7 @@ def lacks(policy: Policy, dtype: torch.dtype) -> str | None:
     return None
 
 
-def ragged(policy: Policy, layer: int, rotary: Rotary | None = None) -> Any:
+def ragged(policy: Policy, layer: int, rotary: Rotary | None = None, bits: int | None = None) -> Any:
     """The engine; `triton` is imported here.
 
     Raises:
@@ -34,7 +34,7 @@ def ragged(policy: Policy, layer: int, rotary: Rotary | None = None) -> Any:
     require(["triton"], "ragged")
     from namm.cache.ragged.engine import Ragged
 
-    return Ragged(policy, layer, rotary)
+    return Ragged(policy, layer, rotary, bits)
 
 
 def check_device(device: torch.device) -> None:

@@ -12,12 +12,23 @@ LOG2E = tl.constexpr(1.4426950408889634)
 @part
 def logits_of(query, keys, scale, softcap, CAPPED: tl.constexpr, WIDEN: tl.constexpr):
     """Base-2 logits ``[m, n]`` of queries ``[m, width]`` and keys ``[n, width]``."""
+    return bounded(product(query, keys, WIDEN) * scale, softcap, CAPPED) * LOG2E
+
+
+@part
+def product(query, keys, WIDEN: tl.constexpr):
+    """``[m, n]`` of queries ``[m, width]`` and keys ``[n, width]``."""
     if WIDEN:  # the interpreter multiplies bfloat16 as whole numbers
         query, keys = query.to(tl.float32), keys.to(tl.float32)
-    found = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
+    return tl.dot(query, tl.trans(keys), input_precision="ieee")
+
+
+@part
+def bounded(logits, softcap, CAPPED: tl.constexpr):
+    """Logits, softly bound to plus and minus a softcap if there is one."""
     if CAPPED:
-        found = softcap * (2 * tl.sigmoid(2 * found / softcap) - 1)  # tanh
-    return found * LOG2E
+        logits = softcap * (2 * tl.sigmoid(2 * logits / softcap) - 1)  # tanh
+    return logits
 
 
 @triton.jit
@@ -98,6 +109,7 @@ def attend(
     sinks,
     part,
     part_normalisers,
+    parts,
     scale,
     softcap,
     HEADS: tl.constexpr,
@@ -117,8 +129,8 @@ def attend(
 ):
     """Causal attention of new tokens, query heads of a group side by side; by chunks of keys where `CHUNK` is not 0.
 
-    Output and log normalisers are final without chunks; else `part` ``[segments, chunks, QUERIES, value width]`` and
-    `part_normalisers` are left to `combine`.
+    Output and log normalisers are final without chunks; else `part` ``[segments, parts, QUERIES, value width]`` and
+    `part_normalisers` are left to `combine`, of which these chunks are the first parts.
     """
     segment, chunk = tl.program_id(1), tl.program_id(2)
     row, head = segment // HEADS, segment % HEADS
@@ -164,7 +176,7 @@ def attend(
     normaliser = tl.where(total > 0, highest + tl.log2(tl.maximum(total, 1e-37)), NOTHING)
     found = found / tl.where(total > 0, total, 1.0)[:, None]
     if CHUNK > 0:
-        at = (segment * tl.num_programs(2) + chunk) * QUERIES + tl.arange(0, QUERIES)
+        at = (segment * parts + chunk) * QUERIES + tl.arange(0, QUERIES)
         tl.store(part + at[:, None] * VALUE + value[None, :], found, mask=(value < VALUE)[None, :])
         tl.store(part_normalisers + at, normaliser)
     else:
