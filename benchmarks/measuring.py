@@ -16,7 +16,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -165,6 +165,11 @@ def earlier_run(path: Path | None, made: Row) -> Row | None:
     return found
 
 
+def command_of(argv: Sequence[str]) -> str:
+    """As a results file has it."""
+    return shlex.join(["python", f"benchmarks/{Path(argv[0]).name}", *argv[1:]])
+
+
 class Measurements:
     """Rows of one benchmark, each on disk as soon as it is made: the same command again goes on where it stopped."""
 
@@ -231,7 +236,7 @@ class Measurements:
     def write(self, whole: bool = True) -> None:
         """Put the file in place; the journal of the run has then done its work, unless rows are left."""
         head = {
-            "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+            "command": command_of(sys.argv),
             "date": datetime.date.today().isoformat(),
             "load": self.load,
         }

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measuring import Measurements, Row, Setup, load, made_with, parser
+from measuring import Measurements, Row, Setup, command_of, load, made_with, parser
 from rich.progress import Progress as Bars
 from rich.progress import track
 
@@ -163,11 +163,11 @@ def side_by_side(arguments: Any) -> None:
     def alone(learner: tuple[str, int]) -> Path:
         learned, seed = learner
         part: Path = arguments.work / f"{learned}-{seed}.json"
-        if not part.exists():
-            own = ["--workers", "0", "--learned", learned, "--seeds", str(seed), "--json", str(part)]
+        own = ["--workers", "0", "--learned", learned, "--seeds", str(seed), "--json", str(part)]
+        argv = [*sys.argv, "--work", str(arguments.work), *own]
+        if not part.exists() or json.loads(part.read_text())["command"] != command_of(argv):  # of other options
             with part.with_suffix(".log").open("w") as log:
-                command = [sys.executable, *sys.argv, "--work", str(arguments.work), *own]
-                subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
+                subprocess.run([sys.executable, *argv], check=True, stdout=log, stderr=subprocess.STDOUT)
         return part
 
     arguments.work.mkdir(parents=True, exist_ok=True)

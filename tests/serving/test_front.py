@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,11 +20,13 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from namm.policies import Full
+from namm.serving.admission import Admission
 from namm.serving.app import create_app
 from namm.serving.documents import ID, Documents
 from namm.serving.errors import ServingError
 from namm.serving.forwarded import Forwarded, play
 from namm.serving.front import TRIES, Front, ReplicaDied, front_app
+from namm.serving.jobs import Job
 from namm.serving.settings import Settings
 from namm.serving.shared import SharedDocuments
 
@@ -171,6 +174,23 @@ def test_a_death_before_a_word_is_no_clients_business(two: Fronted, stream: bool
         assert answer.json()["choices"] == expected
 
 
+def test_a_document_that_goes_while_it_is_admitted_harms_nobody(two: Fronted, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = two.read(TEXT, raw=True)
+    asyncio.run(two.replicas.forget(document))
+    reserve = Admission.reserve
+
+    def reserved(self: Admission, job: Job) -> bool:
+        found = reserve(self, job)
+        shutil.rmtree(self.documents.folder / document, ignore_errors=True)  # as another server would
+        return found
+
+    monkeypatch.setattr(Admission, "reserve", reserved)
+    answer = two.call("POST", "/v1/completions", json=ASKED | {"document": document})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "document_not_found")
+    assert two.call("POST", "/v1/completions", json=ASKED).status_code == 200
+    assert all(app.state.engine.alive for app in two.replicas.apps.values())
+
+
 def test_a_text_whose_reader_dies_is_one_document(two: Fronted) -> None:
     two.replicas.deaths, two.replicas.after = 1, 1  # it was read, and nobody heard of it
     document = two.read(TEXT, raw=True)
@@ -269,6 +289,8 @@ def test_the_end_waits_for_what_runs_and_takes_nothing_new(two: Fronted) -> None
     thread.join()
     assert answers.pop().status_code == 200
     assert two.call("POST", "/v1/completions", json=ASKED).json()["error"]["code"] == "stopping"
+    health = two.call("GET", "/health")
+    assert (health.status_code, health.json()) == (503, {"status": "stopping"})
     two.front.draining = False
     thread = ask(3000)
     asyncio.run(two.front.drain(0.0))

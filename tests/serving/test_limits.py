@@ -8,7 +8,7 @@ import threading
 import httpx2
 import openai
 import pytest
-from served import KEPT, alone, tokens, wait_until
+from served import KEPT, PATIENCE, alone, tokens, wait_until
 
 from namm.policies import H2O, Full, NAMMPolicy
 from namm.serving.errors import ServingError
@@ -192,6 +192,16 @@ def test_under_pressure_nothing_is_wrong_and_nothing_is_left(start, sizes: Sizes
     assert not any(own.users for own in held.values())
     served.engine.ask(lambda: [served.engine.scheduler.delete(document) for document in documents]).result()
     assert served.held() == served.reserved() == 0
+
+
+def test_what_nobody_waits_for_any_more_is_not_done(start) -> None:
+    engine, turn, done = start().engine, threading.Event(), []
+    engine.ask(turn.wait)
+    late = engine.ask(lambda: done.append(1))
+    assert late.cancel(), "as metrics do when a turn takes too long"
+    turn.set()
+    wait_until(lambda: not engine.alive or engine.ask(lambda: 3).result(PATIENCE) == 3)
+    assert engine.alive and not done
 
 
 def test_a_client_that_goes_frees_what_it_held(serve) -> None:

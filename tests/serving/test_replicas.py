@@ -173,6 +173,18 @@ def test_what_replicas_are_told(tmp_path: Path) -> None:
     assert result.exit_code and "are fewer than" in " ".join(result.stderr.split())
 
 
+def test_options_reach_every_replica(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr("namm.serving.cluster.run", lambda *arguments: told.extend(arguments))
+    options = ["--gpus", "1", "--rehearse", "--piece", "77", "--kept", "0.5", "--bits", "4"]
+    result = CliRunner().invoke(app, ["serve", "--folder", str(tmp_path), "--replicas", "2", *options])
+    assert result.exit_code == 0, result.stderr
+    recipe, scale = told[:2]
+    assert recipe.options == {"device": "cuda"}, "a GPU that Ray gives is used"
+    assert (recipe.settings.rehearse, recipe.settings.piece, recipe.bits) == (True, 77, 4)
+    assert (scale.replicas, scale.gpus) == (2, 1)
+
+
 @pytest.mark.slow
 def test_a_replica_that_cannot_start(tmp_path: Path) -> None:
     options = ["serve", "--folder", str(tmp_path / "own"), "--replicas", "1", "--port", "0", "--model", str(tmp_path)]

@@ -113,7 +113,7 @@ def serve(
 
         if gpus is None:
             gpus = int(device is not None and device.startswith("cuda"))
-        placed = {"device_map": "auto"} if gpus > 1 else {"device": device}
+        placed = {"device_map": "auto"} if gpus > 1 else {"device": device or ("cuda" if gpus else None)}
         path = local_path(model)  # which every replica finds from wherever it runs
         source = model if path is None else str(path.resolve())
         settings = settings.on("cuda" if gpus else "cpu", piece)

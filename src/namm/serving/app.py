@@ -30,7 +30,7 @@ from namm.serving.settings import Settings
 from namm.support.version import VERSION
 from namm.tasks.encode import to_repeat
 
-SNAPSHOT = 10.0  # seconds that metrics wait for the end of a turn
+SNAPSHOT = 3.0  # seconds that metrics wait for the end of a turn; who asks has 5 (`front.PATIENCE`) or 10 (Prometheus)
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 GONE = 499  # nobody reads it
 

@@ -114,10 +114,12 @@ class Engine:
         self._inbox.put(self.scheduler.let_go)
 
     def ask(self, what: Callable[[], Result]) -> Future[Result]:
-        """Have something done between two turns."""
+        """Have something done between two turns, unless its future is cancelled before."""
         future: Future[Result] = Future()
 
         def do() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(what())
             except Exception as error:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
@@ -82,6 +82,9 @@ class Front:
         if request.path == "/metrics" and request.method == "GET":
             page = gathered(await self.replicas.ask_all(request))
             await Response(page, media_type=CONTENT_TYPE_LATEST)(scope, receive, send)
+            return
+        if request.path == "/health" and self.draining:  # of which the replicas know nothing
+            await JSONResponse({"status": "stopping"}, 503)(scope, receive, send)
             return
         self.running += 1
         try:

@@ -125,14 +125,16 @@ class Scheduler:
             try:
                 if not self.admission.reserve(job):
                     return
-            except ServingError as error:  # its document has gone
+                self.queue.popleft()
+                self._begin(job)
+            except ServingError as error:  # its document has gone, maybe in this moment by another server
                 self._fail(job, error)
-                continue
-            self.queue.popleft()
-            if job.document is None:
-                self._start(job, MemoryCache(self.model, self.admission.policy_of(job), bits=self.bits))
-            else:
-                self._with_document(job, job.document)
+
+    def _begin(self, job: Job) -> None:
+        if job.document is None:
+            self._start(job, MemoryCache(self.model, self.admission.policy_of(job), bits=self.bits))
+        else:
+            self._with_document(job, job.document)
 
     def _with_document(self, job: Job, id: str) -> None:
         load = id not in self.memory.documents

@@ -38,7 +38,9 @@ def held_by_block(
     """What each head holds when a block of a text is read.
 
     Args:
-        piece: tokens of a call at most. A policy that decides more often than that shortens it.
+        piece: tokens of a call at most. A policy that decides more often than that shortens it. A decision that falls
+            within a call nevertheless (of pieces that are no whole blocks, or behind a context that ended with too few
+            tokens to be decided on) counts from the next call on, while reading in pieces sees it at once.
 
     Returns:
         The block of each input, ``[tokens]`` int64, and of each layer ``[blocks, KV heads, tokens]`` bool.
