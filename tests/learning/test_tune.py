@@ -241,6 +241,8 @@ def test_one_call_under_a_mask_has_the_gradients_of_reading_in_pieces(
     (loss, expected), (own_loss, own) = found
     assert len(text.inputs) > 4 * piece and own_loss == pytest.approx(loss, rel=1e-4)
     assert (own - expected).norm() <= 1e-4 * expected.norm()
+    with pytest.raises(ValueError, match="pieces must fill blocks of"):
+        text_loss(model, text, policy, piece - 1, masked=engine)
     with pytest.raises(ValueError, match="attending_to_held"):
         text_loss(model, text, policy, piece, masked=engine)
     assert abs(text_loss(model, text, None, piece).item() - loss) > 1e-3, "nothing was forgotten"

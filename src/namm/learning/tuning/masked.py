@@ -45,9 +45,12 @@ def held_by_block(
     Returns:
         The block of each input, ``[tokens]`` int64, and of each layer ``[blocks, KV heads, tokens]`` bool.
     """
+    interval = policy.update_interval or piece
+    if interval % min(piece, interval):
+        raise ValueError(f"under a mask pieces must fill blocks of {interval} tokens: {piece} don't, {interval} do")
     cache = MemoryCache(model, policy, engine=engine)
     blocks, held, seen = list[Tensor](), list[list[list[Tensor]]](), 0
-    for ids, _, settles in text.pieces(min(piece, policy.update_interval or piece)):
+    for ids, _, settles in text.pieces(min(piece, interval)):
         held.append([rows[0] for rows in cache.positions()] if seen else [])
         model(ids[None].to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
         blocks.append(torch.full((len(ids),), len(blocks), device=model.device))
