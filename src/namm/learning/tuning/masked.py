@@ -44,6 +44,9 @@ def held_by_block(
 
     Returns:
         The block of each input, ``[tokens]`` int64, and of each layer ``[blocks, KV heads, tokens]`` bool.
+
+    Raises:
+        ValueError: for pieces after which the policy does not decide.
     """
     interval = policy.update_interval or piece
     if interval % min(piece, interval):
