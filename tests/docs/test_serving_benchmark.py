@@ -27,7 +27,7 @@ def test_every_answer_of_a_server_under_load_is_checked(
     reader_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "found.json"
-    command = ["serving.py", "--quick", "--model", reader_folder, "--bits", 4, "--queue", 1, "--json", file]
+    command = ["serving.py", "--quick", "--model", reader_folder, "--bits", 4, "--queue", 3, "--json", file]
     monkeypatch.setattr(sys, "argv", list(map(str, command)))
     runpy.run_path(str(BENCHMARKS / "serving.py"), run_name="__main__")
     found = json.loads(file.read_text(encoding="utf-8"))

@@ -22,7 +22,8 @@ class Admission:
         sizes: of the model's caches.
         memory: the budget.
         documents: on disk.
-        policy: of new caches. rehearsed: of those of documents that are rehearsed.
+        policy: of new caches.
+        rehearsed: the policy of those of documents that are rehearsed.
         bits: of both.
     """
 
