@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx2
 import openai
+import pytest
 import torch
 from torch import Tensor
 
@@ -47,6 +48,21 @@ class Served:
     engine: Engine
     model: Any
     tokenizer: Any
+
+    def held_and_reserved(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+        """A list that gets, after every turn, the bytes that each job holds by itself and those reserved for it."""
+        seen, scheduler = list[tuple[int, int]](), self.engine.scheduler
+        turn = scheduler.turn
+
+        def watched() -> None:
+            turn()
+            for job, reserved in scheduler.memory.jobs.items():
+                if job.cache is not None:
+                    stats = job.cache.stats()
+                    seen.append((stats.held_bytes - stats.shared_bytes + stats.other_bytes, reserved))
+
+        monkeypatch.setattr(scheduler, "turn", watched)
+        return seen
 
     def generate(self, ids: Tensor, new_tokens: int, **options: Any) -> Answer:
         answer = Answer()

@@ -28,17 +28,7 @@ def sizes(loaded) -> Sizes:
 def test_nobody_ever_holds_more_than_was_reserved(start, monkeypatch: pytest.MonkeyPatch, policy, bits) -> None:
     """After every pass, of prompts and answers of several lengths, with and without a document before them."""
     served = start(policy, bits)
-    seen, scheduler = [], served.engine.scheduler
-    turn = scheduler.turn
-
-    def watched() -> None:
-        turn()
-        for job, reserved in scheduler.memory.jobs.items():
-            if job.cache is not None:
-                stats = job.cache.stats()
-                seen.append((stats.held_bytes - stats.shared_bytes + stats.other_bytes, reserved))
-
-    monkeypatch.setattr(scheduler, "turn", watched)
+    seen = served.held_and_reserved(monkeypatch)
     document = served.document(tokens(70, 9))
     for length, new in ((3, 5), (40, 30), (9, 60), (150, 3)):
         for before in (None, document):

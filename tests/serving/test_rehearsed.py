@@ -114,17 +114,8 @@ def test_a_repetition_needs_positions_too(server: Address) -> None:
 @pytest.mark.parametrize("bits", [None, 4])
 def test_it_never_holds_more_than_was_reserved(start, monkeypatch: pytest.MonkeyPatch, bits: int | None) -> None:
     served = start(POLICY, bits)
-    seen, scheduler = [], served.engine.scheduler
-    turn = scheduler.turn
-
-    def watched() -> None:
-        turn()
-        for job, reserved in scheduler.memory.jobs.items():
-            if job.cache is not None:
-                stats = job.cache.stats()
-                seen.append((stats.held_bytes - stats.shared_bytes + stats.other_bytes, reserved))
-
-    monkeypatch.setattr(scheduler, "turn", watched)
+    scheduler = served.engine.scheduler
+    seen = served.held_and_reserved(monkeypatch)
     for length in (3, 16, 40, 150):
         ids = tokens(length, length)
         read = served.read(ids, instruction=INSTRUCTION).end()

@@ -39,8 +39,8 @@ def held_by_block(
 
     Args:
         piece: tokens of a call at most. A policy that decides more often than that shortens it. A decision that falls
-            within a call nevertheless (of pieces that are no whole blocks, or behind a context that ended with too few
-            tokens to be decided on) counts from the next call on, while reading in pieces sees it at once.
+            within a call nevertheless (behind a context that ended with too few tokens to be decided on) counts from
+            the next call on, while reading in pieces sees it at once.
 
     Returns:
         The block of each input, ``[tokens]`` int64, and of each layer ``[blocks, KV heads, tokens]`` bool.
@@ -77,7 +77,8 @@ def masked_logits(model: PreTrainedModel, text: Text, blocks: Tensor, held: list
     """
     if model.config._attn_implementation != IMPLEMENTATION:
         raise ValueError("what was held is only seen within attending_to_held(model), the backward pass included")
-    options: dict[str, Any] = {"use_cache": False, "logits_to_keep": text.scored, "held": (blocks, held)}
+    own = (blocks[:, None] == blocks).tril()  # of its block a query sees the tokens up to its own, in every layer
+    options: dict[str, Any] = {"use_cache": False, "logits_to_keep": text.scored, "held": (own, blocks, held)}
     logits: Tensor = model(text.inputs[None].to(model.device), **options).logits[0]
     return logits
 
@@ -99,7 +100,7 @@ def masked_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    held: tuple[Tensor, list[Tensor]] | None = None,
+    held: tuple[Tensor, Tensor, list[Tensor]] | None = None,
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -107,7 +108,8 @@ def masked_attention(
 
     Args:
         query: ``[1, query heads, tokens, width]``. key, value: ``[1, KV heads, tokens, width]``.
-        held: see `held_by_block`; None: the call is an ordinary one.
+        held: what queries see of their own blocks, ``[tokens, tokens]`` bool, and what `held_by_block` gives; None: the
+            call is an ordinary one.
 
     Returns:
         ``[1, tokens, query heads, width]`` and None.
@@ -122,9 +124,8 @@ def masked_attention(
         return found
     if refused := [name for name in ("softcap", "s_aux", "sliding_window") if kwargs.get(name) is not None]:
         raise UnsupportedModelError(f"{PLAIN_ONLY} ({type(module).__name__} has {', '.join(refused)})")
-    blocks, layers = held
+    own, blocks, layers = held
     group = query.shape[1] // key.shape[1]
-    own = (blocks[:, None] == blocks).tril()
     seen = layers[module.layer_idx][blocks].transpose(0, 1) | own  # type: ignore[index]  # [heads, queries, tokens]
     key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))
     mask = seen.repeat_interleave(group, dim=0)[None]
