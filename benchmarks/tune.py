@@ -20,14 +20,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from measuring import Measurements, Row, Setup, command_of, load, made_with, parser
 from rich.progress import Progress as Bars
 from rich.progress import track
+from torch import Tensor
 
 import namm
 from namm.learning import TuneConfig, asked_texts, tune
@@ -41,17 +42,23 @@ from namm.tasks import (
     split_documents,
     standard_library_documents,
 )
-from namm.tasks.answering import read
+from namm.tasks.answering import Reading, read
 
 TASKS = ("pass_key", "multi_key", "key_value", "passage_retrieval")
 BASE, FULL, MEMORY = "base", "full", "memory"
 FIRST_TEST = 1_000_000  # seeds of test samples, beyond those of training
 
 
-def samples(setup: Setup, tasks: list[str], haystack: list[Document], tokens: int, seeds: range) -> list[Sample]:
-    """One of each task in turn."""
-    makers = [GENERATORS[tasks[number % len(tasks)]] for number in range(len(seeds))]
-    return [make(haystack, setup.tokenizer, tokens=tokens, seed=seed) for make, seed in zip(makers, seeds, strict=True)]
+def contexts(setup: Setup, arguments: Any, haystack: list[Document], seeds: range) -> list[list[Sample]]:
+    """One of each task in turn, with so many questions about each."""
+
+    def about(number: int, seed: int) -> list[Sample]:
+        make = partial(GENERATORS[arguments.tasks[number % len(arguments.tasks)]], haystack, setup.tokenizer)
+        options = {"tokens": arguments.tokens, "seed": seed}
+        others = range(1, arguments.questions)
+        return [make(**options), *(make(**options, question=number) for number in others)]  # type: ignore[call-arg]
+
+    return [about(number, seed) for number, seed in enumerate(seeds)]
 
 
 def training_documents() -> list[Document]:
@@ -59,16 +66,29 @@ def training_documents() -> list[Document]:
     return packaged_prose("demo") + split_documents(standard_library_documents(), seed=0)["train"]
 
 
-def measure(setup: Setup, sample: Sample, kept: float, engine: str) -> Row:
+@dataclass
+class Asked:
+    """A context that is read once for all questions about it, when the first is asked."""
+
+    setup: Setup
+    context: Tensor
+    kept: float
+    engine: str
+
+    @cached_property
+    def reading(self) -> Reading:
+        policy, _ = self.setup.policy(*(("full", None) if self.kept == 1 else ("namm", self.kept)))
+        return read(self.setup.model, [self.context], policy, engine="loops" if self.kept == 1 else self.engine)
+
+
+def measure(asked: Asked, question: Tensor, answer: Tensor) -> Row:
     """One answer."""
-    context, question, answer = (part[0] for part in sample.token_ids(setup.tokenizer))
-    policy, _ = setup.policy(*(("full", None) if kept == 1 else ("namm", kept)))
-    reading = read(setup.model, [context], policy, engine="loops" if kept == 1 else engine)
+    reading = asked.reading.fork()
     found, first_choice = reading.score(question, answer)
     return {
         "log_probability": float(found.mean()),
         "correct": bool(first_choice.all()),
-        "seen": len(context),
+        "seen": len(asked.context),
         "kept_fraction": reading.stats.kept_fraction,
     }
 
@@ -114,8 +134,9 @@ def main() -> None:
     options = parser(__doc__, "tune")
     options.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(GENERATORS))
     options.add_argument("--tokens", type=int, default=2048, help="of a context")
-    options.add_argument("--training", type=int, default=400, help="samples that are learned from")
-    options.add_argument("--samples", type=int, default=200, help="samples that are asked")
+    options.add_argument("--training", type=int, default=400, help="contexts that are learned from")
+    options.add_argument("--samples", type=int, default=200, help="contexts that are asked about")
+    options.add_argument("--questions", type=int, default=1, help="about each context, if its task has several")
     options.add_argument("--steps", type=int, default=200)
     options.add_argument("--rank", type=int, default=16)
     options.add_argument("--learning-rate", type=float, default=TuneConfig.learning_rate)
@@ -128,6 +149,8 @@ def main() -> None:
     options.add_argument("--workers", type=int, default=0, help="processes, each with one learner at a time")
     options.add_argument("--work", type=Path, help="folder for adapters (beside the results)")
     arguments = options.parse_args()
+    if arguments.questions > 1 and "pass_key" in arguments.tasks:
+        options.error("of a context of pass_key only one thing can be asked: name other --tasks")
     if arguments.quick:
         arguments.tokens, arguments.training, arguments.samples, arguments.steps = 300, 2, 2, 1
         arguments.seeds, arguments.fractions, arguments.rank = arguments.seeds[:1], arguments.fractions[:2], 2
@@ -142,18 +165,21 @@ def main() -> None:
 def run(arguments: Any) -> None:
     setup = load(arguments)
     results = Measurements(arguments, made_with(arguments, setup))
-    training = samples(setup, arguments.tasks, training_documents(), arguments.tokens, range(arguments.training))
+    groups = contexts(setup, arguments, training_documents(), range(arguments.training))
+    training = [sample for group in groups for sample in group]
     seeds = range(FIRST_TEST, FIRST_TEST + arguments.samples)
-    test = samples(setup, arguments.tasks, heldout_documents(code=8), arguments.tokens, seeds)
+    test = contexts(setup, arguments, heldout_documents(code=8), seeds)
     for learned, seed in learners(arguments):
-        asked, depends = taught(setup, arguments, training, learned, seed)
-        for number, sample in enumerate(track(test, f"asking ({learned}, seed {seed})")):
+        learner, depends = taught(setup, arguments, training, learned, seed)
+        for number, group in enumerate(track(test, f"asking ({learned}, seed {seed})")):
             task = arguments.tasks[number % len(arguments.tasks)]
             what = {"learned": learned, "seed": seed, "task": task, "number": number, "tokens": arguments.tokens}
+            ids = [[part[0] for part in sample.token_ids(setup.tokenizer)] for sample in group]
             for kept in arguments.fractions:
-                policy = "full" if kept == 1 else "namm"
-                row = partial(measure, asked, sample, kept, arguments.engine)
-                results.row(row, **what, **depends, policy=policy, aim=kept)
+                policy, asked = "full" if kept == 1 else "namm", Asked(learner, ids[0][0], kept, arguments.engine)
+                for question, (_, words, answer) in enumerate(ids):
+                    row = partial(measure, asked, words, answer)
+                    results.row(row, **what, question=question, **depends, policy=policy, aim=kept)
     results.write()
 
 

@@ -40,18 +40,18 @@ def step_table(found: Row) -> str:
 
 
 def learned_table(found: Row) -> str:
-    """Right answers and log-probability by how the model learned and what it keeps when asked: of each sample the mean
-    over seeds, ± over samples."""
+    """Right answers and log-probability by how the model learned and what it keeps when asked: of each context the mean
+    over seeds and questions, ± over contexts."""
     rows = found["rows"]
     lines = []
     for learned in unique(rows, "learned"):
         for aim in unique(rows, "aim"):
             own = select(rows, learned=learned, aim=aim)
             kept = f"{mean(own, 'kept_fraction'):.3f}"
-            cells = [interval(_by_sample(own, name), ".3f") for name in ("correct", "log_probability")]
+            cells = [interval(_by_context(own, name), ".3f") for name in ("correct", "log_probability")]
             tasks = [f"{mean(select(own, task=task), 'correct'):.2f}" for task in unique(rows, "task")]
             lines.append((learned, kept, str(len(unique(own, "seed"))), *cells, *tasks))
-    samples = len(unique(rows, "number"))
+    samples = len({(row["number"], row.get("question")) for row in rows})
     tasks = [task.replace("_", " ") for task in unique(rows, "task")]
     return markdown_table(
         ("learned on", "kept when asked", "seeds", f"right ({samples})", "log-probability a token", *tasks), lines
@@ -59,7 +59,7 @@ def learned_table(found: Row) -> str:
 
 
 def claims_table(found: Row) -> str:
-    """Differences of right answers and of log-probability, paired by sample: ± over samples, and over seeds."""
+    """Differences of right answers and of log-probability, paired by context: ± over contexts, and over seeds."""
     rows = found["rows"]
     lines = []
     for aim in [aim for aim in unique(rows, "aim") if aim != 1]:
@@ -75,12 +75,12 @@ def claims_table(found: Row) -> str:
             by_seed = [mine - its for mine, its in zip(seeds, against, strict=True)]
             names = [f"{learned} at {own or aim:g}" for learned, own in (one, other)]
             lines.append((*names, *cells, interval(by_seed, "+.3f")))
-    headings = ("learned on", "less", "right, ± over samples", "log-probability, ± over samples", "right, ± over seeds")
-    return markdown_table(headings, lines)
+    over = ("right, ± over contexts", "log-probability, ± over contexts", "right, ± over seeds")
+    return markdown_table(("learned on", "less", *over), lines)
 
 
-def _by_sample(rows: list[Row], name: str) -> list[float]:
-    """Of each sample the mean over seeds."""
+def _by_context(rows: list[Row], name: str) -> list[float]:
+    """Of each context the mean over seeds and questions."""
     found: dict[int, list[float]] = defaultdict(list)
     for row in rows:
         found[row["number"]].append(float(row[name]))
@@ -88,5 +88,5 @@ def _by_sample(rows: list[Row], name: str) -> list[float]:
 
 
 def _differences(sides: list[list[Row]], name: str) -> list[float]:
-    ours, theirs = (_by_sample(rows, name) for rows in sides)
+    ours, theirs = (_by_context(rows, name) for rows in sides)
     return [one - other for one, other in zip(ours, theirs, strict=True)]

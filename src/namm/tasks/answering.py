@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +26,7 @@ PIECE = 512  # tokens fed at once to a policy that compares layers after every p
 class Reading:
     """Contexts in a cache whose policy has decided what to keep of them, and has not seen what is asked.
 
-    It can be asked once: questions and answers go into the cache too.
+    It can be asked once, since questions and answers go into the cache too; each `fork` of it once more.
 
     Attributes:
         ids: ``[rows, tokens]`` int64, padded on the left.
@@ -43,6 +43,10 @@ class Reading:
     pad: int
     logits: Tensor
     stats: CacheStats
+
+    def fork(self) -> Reading:
+        """The same contexts, to be asked something else (`MemoryCache.fork`)."""
+        return replace(self, cache=self.cache.fork())
 
     @torch.inference_mode()
     def score(self, question: Tensor, answer: Tensor) -> tuple[Tensor, Tensor]:

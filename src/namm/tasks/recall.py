@@ -1,4 +1,8 @@
-"""Recall tasks made from text that a user names: keys, facts, a table of values, a passage, a topic of a dialogue."""
+"""Recall tasks made from text that a user names: keys, facts, a table of values, a passage, a topic of a dialogue.
+
+Each asks one of several things that can be asked about its context: ``question`` 0, 1, 2 and so on are these in an order
+of chance, and after the last comes the first.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,9 @@ _FACTS = 3  # in one text
 _WORDS = 12  # a passage is asked for by so many of its words
 
 
-def multi_key(haystack: Sequence[Document], tokenizer: PreTrainedTokenizerBase, *, tokens: int, seed: int) -> Sample:
+def multi_key(
+    haystack: Sequence[Document], tokenizer: PreTrainedTokenizerBase, *, tokens: int, seed: int, question: int = 0
+) -> Sample:
     """Four named numbers hidden between passages of text, one of them asked for (RULER's multi-key needle)."""
     rng = random.Random(f"multi key {seed}")
     names, keys = rng.sample(NAMES, 4), [str(rng.randrange(10_000, 100_000)) for _ in range(4)]
@@ -28,11 +34,13 @@ def multi_key(haystack: Sequence[Document], tokenizer: PreTrainedTokenizerBase, 
     pieces = passages(haystack, tokenizer, room, rng)
     for needle in needles:
         pieces.insert(rng.randrange(len(pieces) + 1), needle)
-    asked = rng.randrange(4)
+    asked = _asked(rng, 4, question)
     return Sample("\n\n".join(pieces), f"\n\nThe pass key of {names[asked]} is ", keys[asked])
 
 
-def key_value(haystack: Sequence[Document], tokenizer: PreTrainedTokenizerBase, *, tokens: int, seed: int) -> Sample:
+def key_value(
+    haystack: Sequence[Document], tokenizer: PreTrainedTokenizerBase, *, tokens: int, seed: int, question: int = 0
+) -> Sample:
     """A table of random identifiers, one of whose values is asked for; `haystack` is not used."""
     rng = random.Random(f"key value {seed}")
 
@@ -42,21 +50,23 @@ def key_value(haystack: Sequence[Document], tokenizer: PreTrainedTokenizerBase, 
     pairs = [line()]
     size = sum(token_counts(tokenizer, [f"{pairs[0][0]}: {pairs[0][1]}\n"]))
     pairs += [line() for _ in range(max(1, tokens * 9 // 10 // size - 1))]
-    key, value = rng.choice(pairs)
+    key, value = pairs[_asked(rng, len(pairs), question)]
     return Sample("".join(f"{k}: {v}\n" for k, v in pairs), f"\n{key}: ", value)
 
 
-def hidden_fact(haystack: Sequence[Document], tokenizer: PreTrainedTokenizerBase, *, tokens: int, seed: int) -> Sample:
+def hidden_fact(
+    haystack: Sequence[Document], tokenizer: PreTrainedTokenizerBase, *, tokens: int, seed: int, question: int = 0
+) -> Sample:
     """A few facts told in many ways between the sentences of a text, one of them asked for (see `namm.tasks.facts`)."""
     rng = random.Random(f"hidden fact {seed}")
     pieces = passages(haystack, tokenizer, tokens * 17 // 20, rng)
     text, facts = hide_facts(" ".join(pieces), _FACTS, rng)
-    asked = rng.choice(facts)
+    asked = facts[_asked(rng, len(facts), question)]
     return Sample(text, f"\n\n{asked.question.lstrip()}", asked.answer)
 
 
 def passage_retrieval(
-    haystack: Sequence[Document], tokenizer: PreTrainedTokenizerBase, *, tokens: int, seed: int
+    haystack: Sequence[Document], tokenizer: PreTrainedTokenizerBase, *, tokens: int, seed: int, question: int = 0
 ) -> Sample:
     """Numbered passages, of one of which some words are given: which number was it?"""
     rng = random.Random(f"passage retrieval {seed}")
@@ -65,7 +75,7 @@ def passage_retrieval(
         step = -(-len(pieces) // 9)
         pieces = [" ".join(pieces[i : i + step]) for i in range(0, len(pieces), step)]
     context = "\n\n".join(f"Passage {number}: {piece}" for number, piece in enumerate(pieces, 1))
-    asked = rng.randrange(len(pieces))
+    asked = _asked(rng, len(pieces), question)
     words = pieces[asked].split()
     first = rng.randrange(max(1, len(words) - _WORDS))
     excerpt = " ".join(words[first : first + _WORDS])
@@ -73,7 +83,7 @@ def passage_retrieval(
 
 
 def dialogue_topic(
-    haystack: Sequence[Document], tokenizer: PreTrainedTokenizerBase, *, tokens: int, seed: int
+    haystack: Sequence[Document], tokenizer: PreTrainedTokenizerBase, *, tokens: int, seed: int, question: int = 0
 ) -> Sample:
     """A dialogue of several topics, told in words of the haystack; the first topic is asked for (as in LongChat)."""
     rng = random.Random(f"dialogue {seed}")
@@ -85,7 +95,15 @@ def dialogue_topic(
         f"USER: Let us talk about the {topic}.\nASSISTANT: {' '.join(pieces[i * step : (i + 1) * step])}"
         for i, topic in enumerate(topics)
     ]
-    asked = rng.randrange(len(topics))
+    asked = _asked(rng, len(topics), question)
     ordinal = ("first", "second", "third", "fourth", "fifth", "sixth")[asked]
-    question = f"\nUSER: What was the {ordinal} topic?\nASSISTANT: The {ordinal} topic we talked about was the"
-    return Sample("\n".join(turns), question, f" {topics[asked]}")
+    words = f"\nUSER: What was the {ordinal} topic?\nASSISTANT: The {ordinal} topic we talked about was the"
+    return Sample("\n".join(turns), words, f" {topics[asked]}")
+
+
+def _asked(rng: random.Random, count: int, question: int) -> int:
+    """Which of so many things is asked. Neighbours in the context do not follow each other: one would tell the next."""
+    first = rng.randrange(count)
+    if question % count == 0:
+        return first
+    return rng.sample([number for number in range(count) if number != first], count - 1)[question % count - 1]

@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from namm.cache import MemoryCache, UnsupportedModelError, checkpointed, layer_kinds
 from namm.learning.tuning.masked import PLAIN_ONLY, held_by_block, masked_logits
-from namm.learning.tuning.texts import Text
+from namm.learning.tuning.texts import NOT_COUNTED, Text
 from namm.policies.base import Policy
 
 AsItWas = Callable[[], AbstractContextManager[None]]
@@ -41,7 +41,7 @@ def text_loss(
     if policy is None:
         ids = text.inputs[None].to(model.device)
         logits = model(ids, use_cache=False, logits_to_keep=text.scored).logits[0]
-        return _cross_entropy(logits, text.wanted.to(model.device)) / text.scored
+        return _cross_entropy(logits, text.wanted.to(model.device)) / text.counted
     cache, full = MemoryCache(model, policy), DynamicCache(config=model.config)
     cache.train()
 
@@ -49,7 +49,7 @@ def text_loss(
         logits = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=max(1, len(wanted))).logits[0]
         if not len(wanted):
             return None
-        return _cross_entropy(logits, wanted) if teacher is None else _divergence(logits, teacher)
+        return _cross_entropy(logits, wanted) if teacher is None else _divergence(logits, wanted, teacher)
 
     losses = []
     for ids, wanted, settles in text.pieces(piece):
@@ -62,7 +62,7 @@ def text_loss(
         losses.append(again(cache, lost, ids, wanted, teacher))
         if settles:
             cache.settle()
-    return torch.stack([own for own in losses if own is not None]).sum() / text.scored
+    return torch.stack([own for own in losses if own is not None]).sum() / text.counted
 
 
 def _masked_loss(
@@ -73,13 +73,13 @@ def _masked_loss(
         raise UnsupportedModelError(PLAIN_ONLY)
     with teaching(model):
         blocks, held = held_by_block(model, text, policy, piece, engine)
-    logits = masked_logits(model, text, blocks, held)
+    logits, wanted = masked_logits(model, text, blocks, held), text.wanted.to(model.device)
     if as_it_was is None:
-        return _cross_entropy(logits, text.wanted.to(model.device)) / text.scored
+        return _cross_entropy(logits, wanted) / text.counted
     with teaching(model), as_it_was():
         inputs = text.inputs[None].to(model.device)
         teacher = model(inputs, use_cache=False, logits_to_keep=text.scored).logits[0]
-    return _divergence(logits, teacher) / text.scored
+    return _divergence(logits, wanted, teacher) / text.counted
 
 
 def forgets_everywhere(model: PreTrainedModel) -> bool:
@@ -105,9 +105,10 @@ def teaching(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
-    return F.cross_entropy(logits.float(), wanted, reduction="sum")
+    return F.cross_entropy(logits.float(), wanted, reduction="sum", ignore_index=NOT_COUNTED)
 
 
-def _divergence(logits: Tensor, teacher: Tensor) -> Tensor:
-    found, wanted = logits.float().log_softmax(-1), teacher.float().log_softmax(-1)
-    return F.kl_div(found, wanted, reduction="sum", log_target=True)
+def _divergence(logits: Tensor, wanted: Tensor, teacher: Tensor) -> Tensor:
+    counted = wanted != NOT_COUNTED
+    found, aim = (own[counted].float().log_softmax(-1) for own in (logits, teacher))
+    return F.kl_div(found, aim, reduction="sum", log_target=True)

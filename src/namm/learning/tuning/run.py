@@ -58,7 +58,7 @@ def tune(
         "model": model_fingerprint(model),
         "memory": None if settings.kept is None else memory.fingerprint(),
         "settings": asdict(settings),
-        "texts": fingerprint(*(part for text in texts for part in (text.context, text.rest, text.scored))),
+        "texts": fingerprint(*(part for text in texts for part in (text.context, text.rest, text.wanted))),
     }
     with claim(folder, "tuning", depends), adapted(model, settings) as adapters:
         (folder / "work").mkdir(exist_ok=True)
