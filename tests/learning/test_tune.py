@@ -24,6 +24,7 @@ from namm.learning.passages import Passage
 from namm.learning.tuning.adapters import adapted
 from namm.learning.tuning.descent import Descent
 from namm.learning.tuning.loss import text_loss
+from namm.learning.tuning.texts import NOT_COUNTED, TOGETHER
 from namm.models import ModelNotFoundError
 from namm.policies import H2O, Full, NAMMPolicy
 from namm.tasks import Sample
@@ -69,6 +70,41 @@ def test_questions_become_texts(characters) -> None:
     assert text.wanted.tolist() == [*b"yes", 0]
     with pytest.raises(ValueError, match="no questions"):
         asked_texts([], characters)
+
+
+def test_questions_about_one_context_become_one_text(characters) -> None:
+    about = [Sample("c" * 9, f"\n{number}: ", answer) for number, answer in enumerate(("yes", "no", "perhaps"))]
+    text, other = asked_texts([*about, Sample("d" * 9, "q: ", "yes")], characters)
+    assert text.rest.tolist() == [*b"\n0: yes\n1: no\n2: perhaps", 0]  # only the last is told to end
+    assert text.scored == len(text.rest) - len("\n0: ") and text.counted == 3 + 2 + 7 + 1
+    assert text.wanted[text.wanted != NOT_COUNTED].tolist() == [*b"yesnoperhaps", 0]
+    assert other.context.tolist() == [*b"d" * 9] and other.counts is None and other.counted == 4
+    many = asked_texts([about[0]] * (TOGETHER + 1), characters)
+    assert [own.rest.tolist().count(ord("0")) for own in many] == [TOGETHER, 1]
+    for counts in (torch.ones(3, dtype=torch.bool), torch.zeros(2, dtype=torch.bool)):
+        with pytest.raises(ValueError, match="which of 2 tokens"):
+            Text(torch.arange(4), torch.arange(3), 2, counts)
+
+
+@pytest.mark.parametrize("way", ["full", "pieces", "masked", "distill", "distill masked"])
+def test_what_does_not_count_is_not_learned(model: PreTrainedModel, way: str) -> None:
+    """The loss over some tokens is the mean of what each of them alone loses."""
+    context, rest = ids_of(90), ids_of(20, 1)
+    counts = torch.tensor([True, False, False, True, True, False])
+    policy = None if way == "full" else NAMMPolicy(middling(), kept=0.3)
+    masked = "loops" if "masked" in way else None
+    with adapted(model, replace(QUICK, masked=masked)) as adapters:
+        for own in adapters.parameters.values():
+            torch.nn.init.normal_(own, std=0.3)
+        as_it_was = adapters.disabled if "distill" in way else None
+
+        def loss(which: Tensor) -> float:
+            text = Text(context, rest, 6, which)
+            return text_loss(model, text, policy, 48, as_it_was, masked).item()
+
+        alone = [loss(torch.arange(6) == place) for place in counts.nonzero()[:, 0]]
+        assert loss(counts) == pytest.approx(sum(alone) / len(alone), rel=1e-5)
+        assert len({round(value, 6) for value in alone}) == len(alone)
 
 
 def test_with_everything_kept_the_loss_is_the_plain_one(model: PreTrainedModel) -> None:

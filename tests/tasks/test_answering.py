@@ -19,6 +19,15 @@ def test_a_question_may_be_left_out(tiny, ids) -> None:
     torch.testing.assert_close(one, later[:, :1], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("policy", [Full(), H2O(budget=0.3, update_interval=16)])
+def test_a_fork_is_asked_as_if_it_were_alone(tiny, ids, policy) -> None:
+    reading, questions = read(tiny, [ids[0, :40]], policy), (ids[0, 40:45], ids[0, 60:70])
+    for question in questions:
+        found, _ = reading.fork().score(question, ids[0, 45:50])
+        alone, _ = read(tiny, [ids[0, :40]], policy).score(question, ids[0, 45:50])
+        assert torch.equal(found, alone)
+
+
 @pytest.mark.fault("A10", siblings="the mean of no log-probabilities was NaN")
 def test_no_answer_has_no_score(tiny, ids) -> None:
     with pytest.raises(ValueError, match="answer of no tokens"):

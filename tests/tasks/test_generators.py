@@ -1,4 +1,6 @@
 import json
+from functools import partial
+from itertools import pairwise
 
 import pytest
 
@@ -48,6 +50,33 @@ def test_the_excerpt_is_from_the_passage_of_the_answer(characters):
         excerpt = sample.question.split('"')[1]
         passage = sample.context.split(f"Passage {sample.answer}: ")[1].split("\n\nPassage")[0]
         assert excerpt in " ".join(passage.split())
+
+
+@pytest.mark.parametrize(
+    "name, count",
+    [("multi_key", 4), ("hidden_fact", 3), ("key_value", 4), ("passage_retrieval", 4), ("dialogue_topic", 2)],
+)
+def test_several_things_can_be_asked_about_one_context(name, count, characters):
+    make = partial(GENERATORS[name], [PROSE], characters, tokens=1500, seed=1)
+    samples = [make(question=number) for number in range(count)]
+    assert samples[0] == make() and len({sample.context for sample in samples}) == 1
+    assert len({sample.question for sample in samples}) == len({sample.answer for sample in samples}) == count
+
+
+def test_after_the_last_question_comes_the_first(characters):
+    make = partial(GENERATORS["multi_key"], [PROSE], characters, tokens=1500, seed=1)
+    assert make(question=4) == make() and make(question=5) == make(question=1)
+
+
+def test_neighbours_in_the_context_are_not_asked_in_turn(characters):
+    """Else who is asked several questions need only look behind the last answer."""
+    follow = 0
+    for seed in range(20):
+        make = partial(GENERATORS["key_value"], [], characters, tokens=900, seed=seed)
+        keys = [line.partition(":")[0] for line in make().context.splitlines()]
+        places = [keys.index(make(question=number).question.strip(" \n:")) for number in range(4)]
+        follow += sum(later == place + 1 for place, later in pairwise(places))
+    assert follow < 10  # of 60; of 33 lines about two follow by chance
 
 
 def test_a_continuation_continues_its_document(characters):

@@ -1,7 +1,7 @@
 """Recall tasks made from text that a user names: keys, facts, a table of values, a passage, a topic of a dialogue.
 
-Each asks one of several things that can be asked about its context: ``question`` 0, 1, 2 and so on are these in an order
-of chance, and after the last comes the first.
+Each asks one of several things that can be asked about its context: ``question`` 0, 1, 2 and so on are these in an
+order of chance, and after the last comes the first.
 """
 
 from __future__ import annotations
