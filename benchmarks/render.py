@@ -32,7 +32,7 @@ from tables import (
     window_table,
     wordings_table,
 )
-from tune_tables import claims_table, learned_table, step_table
+from tune_tables import claims_table, learned_table, step_table, turns_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -231,9 +231,17 @@ SECTIONS = (
         lambda found: f"Learning under forgetting: {on(found)}",
         "Adapters that learned to answer questions about long texts, on the full cache or under the memory, and the "
         "base model; all asked about other texts, with the full cache and with what the memory keeps. Right: every "
-        "token of the answer was the model's first choice. Of each sample the mean over seeds of learning, ± over "
-        "samples; then differences, paired by sample, and ± over seeds alone.",
+        "token of the answer was the model's first choice. Of each context the mean over seeds of learning (and over "
+        "the questions about it), ± over contexts; then differences, paired by context, and ± over seeds alone.",
         (learned_table, claims_table),
+    ),
+    Section(
+        "in_turn",
+        lambda found: f"Model and memory in turn: {on(found)}",
+        "The model learns to answer under the memory, then the memory is refined on the tuned model, and so on; after "
+        "each step the tuned model is asked about held-out texts, with its full cache and with what that step's memory "
+        "keeps. Right: as above; ± over contexts, differences from the step before paired by context.",
+        (turns_table,),
     ),
     Section(
         "tune_step",

@@ -58,6 +58,23 @@ def learned_table(found: Row) -> str:
     )
 
 
+def turns_table(found: Row) -> str:
+    """Right answers after each step of learning in turn, and how many more than before it, ± over contexts."""
+    rows, lines = found["rows"], []
+    before: dict[float, list[Row]] = {}
+    for turn in unique(rows, "turn"):
+        for step in unique(select(rows, turn=turn), "step"):
+            line = [f"{step} {turn or ''}".rstrip()]
+            for aim in unique(rows, "aim"):
+                own = select(rows, turn=turn, step=step, aim=aim)
+                line.append(interval(_by_context(own, "correct"), ".3f"))
+                line.append(interval(_differences([own, before[aim]], "correct"), "+.3f") if aim in before else "")
+                before[aim] = own
+            lines.append(tuple(line))
+    headings = [heading for aim in unique(rows, "aim") for heading in (f"right at {aim:g}", "more than before")]
+    return markdown_table(("after", *headings), lines)
+
+
 def claims_table(found: Row) -> str:
     """Differences of right answers and of log-probability, paired by context: ± over contexts, and over seeds."""
     rows = found["rows"]

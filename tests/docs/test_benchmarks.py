@@ -46,6 +46,7 @@ def run(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object) -> Non
         ("page", tables.page_table),
         ("tune", tune_tables.learned_table),
         ("tune", tune_tables.claims_table),
+        ("in_turn", tune_tables.turns_table),
         ("tune_step", tune_tables.step_table),
     ],
 )
@@ -358,8 +359,8 @@ def test_rules_of_an_earlier_run_are_not_measured_again(tmp_path: Path) -> None:
         compared("third.json", ["h2o"], "--rules-from", str(tmp_path / "one.json"))
 
 
-def test_what_was_learned_is_compared_by_sample() -> None:
-    """Two seeds of each learner, three samples; a base model has one."""
+def test_what_was_learned_is_compared_by_context() -> None:
+    """Two seeds of each learner, three contexts; a base model has one."""
     right = {"base": [[0, 0, 1]], "full": [[1, 0, 1], [0, 0, 1]], "memory": [[1, 1, 1], [1, 0, 1]]}
     rows = [
         {"learned": learned, "seed": seed, "task": "a_task", "number": number, "aim": aim}
@@ -378,3 +379,20 @@ def test_what_was_learned_is_compared_by_sample() -> None:
     assert lines[0] == f"| memory at 0.25 | full at 0.25 | {cells}"
     assert lines[1] == f"| memory at 0.25 | full at 1 | {cells}"
     assert lines[2].startswith("| full at 0.25 | base at 0.25 | +0.167")
+    asked_twice = [row | {"question": question} for row in rows for question in (0, 1)]
+    assert tune_tables.claims_table({"rows": asked_twice}) == tune_tables.claims_table({"rows": rows})
+    assert "right (6)" in tune_tables.learned_table({"rows": asked_twice})
+
+
+def test_steps_of_learning_in_turn_are_compared_with_the_ones_before() -> None:
+    right = {("base", 0): [0, 0, 1], ("tuned", 1): [1, 0, 1], ("refined", 1): [1, 1, 1]}
+    rows = [
+        {"step": step, "turn": turn, "number": number, "aim": 0.25, "correct": bool(found)}
+        for (step, turn), own in right.items()
+        for number, found in enumerate(own)
+    ]
+    half = mean_interval([1.0, 0.0, 0.0])[1]
+    lines = tune_tables.turns_table({"rows": rows}).splitlines()[2:]
+    assert lines[0] == f"| base | 0.333 ± {half:.3f} |  |"
+    assert lines[1] == f"| tuned 1 | 0.667 ± {half:.3f} | +0.333 ± {half:.3f} |"
+    assert lines[2] == f"| refined 1 | 1.000 ± 0.000 | +0.333 ± {half:.3f} |"

@@ -89,13 +89,15 @@ def test_links_resolve(page: Path) -> None:
 @each_page
 def test_scripts_and_targets_exist_with_their_options(page: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
-    shared = (ROOT / "benchmarks" / "measuring.py").read_text(encoding="utf-8")
     for program, name, *arguments in commands(page):
         if program == "make":
             assert name in targets, name
         elif name.endswith(".py"):
             source = (ROOT / name).read_text(encoding="utf-8")
-            source += shared if "measuring" in source else ""
+            beside = [
+                (ROOT / name).with_name(f"{module}.py") for module in re.findall(r"^from (\w+) import", source, re.M)
+            ]
+            source += "".join(file.read_text(encoding="utf-8") for file in beside if file.exists())
             options = [word for word in arguments if word.startswith("--")]
             assert all(f'"{option}"' in source for option in options), (name, options)
         elif name == "-m":
