@@ -81,6 +81,8 @@ def test_questions_about_one_context_become_one_text(characters) -> None:
     assert other.context.tolist() == [*b"d" * 9] and other.counts is None and other.counted == 4
     many = asked_texts([about[0]] * (TOGETHER + 1), characters)
     assert [own.rest.tolist().count(ord("0")) for own in many] == [TOGETHER, 1]
+    assert [own.rest.tolist().count(0) for own in many] == [1, 1]
+    assert len(asked_texts([Sample("", "q: ", "yes")] * 2, characters)) == 2
     for counts in (torch.ones(3, dtype=torch.bool), torch.zeros(2, dtype=torch.bool)):
         with pytest.raises(ValueError, match="which of 2 tokens"):
             Text(torch.arange(4), torch.arange(3), 2, counts)

@@ -85,14 +85,14 @@ def asked_text(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, mo
     if most is not None and len(context) > most:
         context = torch.cat([context[: most - most // 2], context[len(context) - most // 2 :]])
     parts, counts = list[Tensor](), list[Tensor]()
-    for sample in samples:
+    for number, sample in enumerate(samples, 1):
         _, question, answer = (part[0] for part in sample.token_ids(tokenizer))
-        if sample is samples[-1] and tokenizer.eos_token_id is not None:
+        if number == len(samples) and tokenizer.eos_token_id is not None:
             answer = torch.cat([answer, torch.tensor([tokenizer.eos_token_id])])
         parts += [question, answer]
         counts += [torch.zeros(len(question), dtype=torch.bool), torch.ones(len(answer), dtype=torch.bool)]
-    scored = torch.cat(counts[1:]) if len(samples) > 1 else None
-    return Text(context, torch.cat(parts), sum(map(len, counts[1:])), scored)
+    since_first = torch.cat(counts[1:])  # the first question is read only
+    return Text(context, torch.cat(parts), len(since_first), since_first if len(samples) > 1 else None)
 
 
 def asked_texts(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, most: int | None = None) -> list[Text]:
@@ -106,5 +106,6 @@ def asked_texts(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, m
     found = list[Text]()
     for _, group in groupby(samples, key=lambda sample: sample.context):
         about = list(group)
-        found += [asked_text(about[i : i + TOGETHER], tokenizer, most) for i in range(0, len(about), TOGETHER)]
+        most_asked = TOGETHER if about[0].context else 1  # without a context nothing is read once for all
+        found += [asked_text(about[i : i + most_asked], tokenizer, most) for i in range(0, len(about), most_asked)]
     return found
