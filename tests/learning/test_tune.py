@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from namm import MemoryCache, load_model
+from namm.cache import UnsupportedModelError
 from namm.learning import Text, TuneConfig, asked_texts, plain_text, tune
 from namm.learning.passages import Passage
 from namm.learning.tuning.adapters import adapted
@@ -284,6 +285,16 @@ def test_one_call_under_a_mask_has_the_gradients_of_reading_in_pieces(
     with pytest.raises(ValueError, match="attending_to_held"):
         text_loss(model, text, policy, piece, masked=engine)
     assert abs(text_loss(model, text, None, piece).item() - loss) > 1e-3, "nothing was forgotten"
+
+
+@pytest.mark.parametrize("masked", [None, "loops"])
+def test_attention_dropout_is_refused_in_both_ways(model: PreTrainedModel, masked: str | None) -> None:
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.1
+    policy = NAMMPolicy(middling(), kept=0.3)
+    with adapted(model, replace(QUICK, masked=masked)), pytest.raises(UnsupportedModelError, match="attention_dropout"):
+        text_loss(model, texts_of(1)[0], policy, 48, masked=masked)
 
 
 @pytest.mark.parametrize("loss, gradient, named", [(float("inf"), 1.0, "loss"), (1.0, float("nan"), "gradients")])

@@ -13,6 +13,7 @@ from served import KEPT, Address, Served, alone, tokens, wait_until
 from namm import MemoryCache
 from namm.policies import Full
 from namm.serving.documents import ID, Documents
+from namm.serving.shared import SharedDocuments
 
 TEXT = "To be, or not to be, that is the question: whether 'tis nobler in the m\u00efnd. " * 3
 OTHER = "x" * 90
@@ -102,6 +103,19 @@ def test_a_folder_belongs_to_one_server(start, loaded, tmp_path: Path) -> None:
     start(folder=tmp_path / "own")
     with pytest.raises(ValueError, match="another run is at work"):
         Documents(tmp_path / "own", *loaded)
+
+
+def test_two_servers_delete_one_document(loaded, tmp_path: Path, start) -> None:
+    served: Served = start(folder=tmp_path / "own")
+    document = served.document(tokens(60, 1))
+    served.engine.close()
+    one, other = (SharedDocuments(tmp_path / "own", *loaded) for _ in range(2))
+    assert one.find(document) and other.find(document)
+    one.delete(document)
+    other.delete(document)
+    assert one.every() == other.every() == [] and not (tmp_path / "own" / document).exists()
+    one.close()
+    other.close()
 
 
 def test_what_is_not_its_own_is_left_alone(loaded, tmp_path: Path, start) -> None:

@@ -19,7 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from namm.cache.arithmetic import AttentionForm
 from namm.cache.loan import IMPLEMENTATION, Loan, own_implementation
 from namm.cache.padding import Padding
-from namm.cache.serves import NEEDS_USE_CACHE, UnsupportedModelError
+from namm.cache.serves import ATTENTION_DROPOUT, NEEDS_USE_CACHE, UnsupportedModelError
 from namm.cache.tape import recomputing
 
 
@@ -137,7 +137,7 @@ def _refuse_unknown(module: nn.Module, value: Tensor, layer: _Layer, dropout: fl
     if kwargs.get("use_cache") is False and not checkpointed:
         raise UnsupportedModelError(NEEDS_USE_CACHE)
     if dropout and module.training:
-        raise UnsupportedModelError("attention dropout is on: call model.eval() before using a MemoryCache")
+        raise UnsupportedModelError(ATTENTION_DROPOUT)
     for argument in ("sliding_window", "position_bias", "alibi"):
         if kwargs.get(argument) is not None:
             raise UnsupportedModelError(

@@ -139,8 +139,10 @@ class Documents:
         return saved.fill(made, self.model)
 
     def delete(self, document: str) -> None:
-        """Forget a known document, also on disk."""
-        entry = self._entry(document)
+        """Forget a document, also on disk; that another server has deleted it meanwhile is no fault."""
+        if (found := self.find(document)) is None:
+            return
+        entry = self.folder / found.id
         self._drop(document)
         (entry / FILE).unlink(missing_ok=True)  # without it the rest is nothing
         shutil.rmtree(entry, ignore_errors=True)

@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from namm.cache import MemoryCache, UnsupportedModelError
+from namm.cache.serves import ATTENTION_DROPOUT
 from namm.learning.tuning.texts import Text
 from namm.policies.base import Policy
 
@@ -124,6 +125,8 @@ def masked_attention(
         return found
     if refused := [name for name in ("softcap", "s_aux", "sliding_window") if kwargs.get(name) is not None]:
         raise UnsupportedModelError(f"{PLAIN_ONLY} ({type(module).__name__} has {', '.join(refused)})")
+    if kwargs.get("dropout"):  # as in pieces, where a MemoryCache refuses it
+        raise UnsupportedModelError(ATTENTION_DROPOUT)
     own, blocks, layers = held
     group = query.shape[1] // key.shape[1]
     seen = layers[module.layer_idx][blocks].transpose(0, 1) | own  # type: ignore[index]  # [heads, queries, tokens]
