@@ -54,16 +54,17 @@ def run(arguments: Any) -> None:
     setup = load(arguments)
     results = Measurements(arguments, made_with(arguments, setup))
     training, groups = to_learn(setup, arguments), to_ask(setup, arguments)
-    asked = partial(ask, results, groups=groups, arguments=arguments)
-    asked(setup, name=BASE, step=BASE, turn=0, by=setup.memory.fingerprint())
+    asked, every = partial(ask, results, groups=groups, arguments=arguments), arguments.fractions
+    of_memory = [fraction for fraction in every if fraction != 1]  # with its full cache a model says what it said
+    asked(setup, name=BASE, fractions=every, step=BASE, turn=0, by=setup.memory.fingerprint())
     for turn in range(1, arguments.turns + 1):
         folder, settings = arguments.work / f"{TUNED}-{turn}", settings_of(arguments, True, seed=0)
         tuned, depends = taught(setup, training, folder, settings, f"turn {turn}")
-        asked(tuned, name=f"{TUNED}, turn {turn}", step=TUNED, turn=turn, by=setup.memory.fingerprint(), **depends)
+        name, by = f"{TUNED}, turn {turn}", setup.memory.fingerprint()
+        asked(tuned, name=name, fractions=every, step=TUNED, turn=turn, by=by, **depends)
         better = refined(tuned, arguments, turn)
-        asked(
-            better, name=f"{REFINED}, turn {turn}", step=REFINED, turn=turn, by=better.memory.fingerprint(), **depends
-        )
+        name, by = f"{REFINED}, turn {turn}", better.memory.fingerprint()
+        asked(better, name=name, fractions=of_memory, step=REFINED, turn=turn, by=by, **depends)
         setup = replace(setup, memory=better.memory)
     results.write()
 

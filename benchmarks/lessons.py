@@ -18,6 +18,7 @@ from torch import Tensor
 
 import namm
 from namm.learning import TuneConfig, asked_texts, tune
+from namm.support.fingerprints import model_fingerprint
 from namm.support.runs import Progress
 from namm.tasks import (
     GENERATORS,
@@ -31,6 +32,7 @@ from namm.tasks import (
 from namm.tasks.answering import Reading, read
 
 TASKS = ("pass_key", "multi_key", "key_value", "passage_retrieval")
+MOST_QUESTIONS = {"multi_key": 4, "hidden_fact": 3, "key_value": 8, "passage_retrieval": 4, "dialogue_topic": 2}
 FIRST_TEST = 1_000_000  # seeds of contexts that are asked about, beyond those that are learned from
 
 
@@ -55,8 +57,8 @@ def add_lessons(options: argparse.ArgumentParser) -> None:
 def parsed(options: argparse.ArgumentParser) -> Iterator[Any]:
     """The options; within it there is a folder for adapters. What is tried quickly leaves nothing behind."""
     arguments = options.parse_args()
-    if arguments.questions > 1 and "pass_key" in arguments.tasks:
-        options.error("of a context of pass_key only one thing can be asked: name other --tasks")
+    if few := [task for task in arguments.tasks if arguments.questions > MOST_QUESTIONS.get(task, 1)]:
+        options.error(f"about a context of {', '.join(few)} not so many things can be asked: fewer --questions")
     if arguments.quick:
         arguments.tokens, arguments.training, arguments.samples, arguments.steps = 300, 2, 2, 1
         arguments.fractions, arguments.rank, arguments.tasks = arguments.fractions[:2], 2, ["multi_key"]
@@ -90,8 +92,8 @@ def _contexts(setup: Setup, arguments: Any, haystack: list[Document], seeds: ran
     def about(number: int, seed: int) -> list[Sample]:
         make = partial(GENERATORS[arguments.tasks[number % len(arguments.tasks)]], haystack, setup.tokenizer)
         options = {"tokens": arguments.tokens, "seed": seed}
-        others = range(1, arguments.questions)
-        return [make(**options), *(make(**options, question=number) for number in others)]  # type: ignore[call-arg]
+        others = range(1, arguments.questions)  # only of tasks that take `question`, see `MOST_QUESTIONS`
+        return [make(**options), *(make(**options, question=other) for other in others)]  # type: ignore[call-arg]
 
     return [about(number, seed) for number, seed in enumerate(seeds)]
 
@@ -116,7 +118,7 @@ def taught(setup: Setup, samples: Sequence[Sample], folder: Path, settings: Tune
     with track_steps(f"learning ({name})", settings.steps) as progress:
         tune(setup.model, setup.memory, texts, folder, settings=settings, progress=progress)
     model, _ = namm.load_model(folder, device=setup.model.device)
-    depends = {"settings": asdict(settings), "texts": len(texts)}
+    depends = {"settings": asdict(settings), "learner": model_fingerprint(model)}
     depends |= {"under": setup.memory.fingerprint()} if settings.kept is not None else {}
     return replace(setup, model=model), depends
 
@@ -133,17 +135,26 @@ def track_steps(name: str, steps: int) -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-def ask(results: Measurements, setup: Setup, groups: list[list[Sample]], arguments: Any, name: str, **who: Any) -> None:
-    """A row for every answer; of a context that has been asked about nothing is read again."""
+def ask(
+    results: Measurements,
+    setup: Setup,
+    groups: list[list[Sample]],
+    arguments: Any,
+    name: str,
+    fractions: Sequence[float],
+    **who: Any,
+) -> None:
+    """A row for every answer at every kept fraction; of a context that has been asked about nothing is read again."""
     for number, group in enumerate(track(groups, f"asking ({name})")):
         task = arguments.tasks[number % len(arguments.tasks)]
         what = who | {"task": task, "number": number, "tokens": arguments.tokens}
         ids = [[part[0] for part in sample.token_ids(setup.tokenizer)] for sample in group]
-        for kept in arguments.fractions:
-            policy, asked = "full" if kept == 1 else "namm", _Asked(setup, ids[0][0], kept, arguments.engine)
+        for kept in fractions:
+            policy, engine = ("full", "loops") if kept == 1 else ("namm", arguments.engine)
+            asked = _Asked(setup, ids[0][0], kept, engine)
             for question, (_, words, answer) in enumerate(ids):
                 row = partial(asked.answer, words, answer)
-                results.row(row, **what, question=question, policy=policy, aim=kept)
+                results.row(row, **what, question=question, policy=policy, engine=engine, aim=kept)
 
 
 @dataclass
@@ -158,7 +169,7 @@ class _Asked:
     @cached_property
     def reading(self) -> Reading:
         policy, _ = self.setup.policy(*(("full", None) if self.kept == 1 else ("namm", self.kept)))
-        return read(self.setup.model, [self.context], policy, engine="loops" if self.kept == 1 else self.engine)
+        return read(self.setup.model, [self.context], policy, engine=self.engine)
 
     def answer(self, question: Tensor, answer: Tensor) -> Row:
         """Whether it is known, teacher-forced."""

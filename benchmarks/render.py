@@ -240,7 +240,8 @@ SECTIONS = (
         lambda found: f"Model and memory in turn: {on(found)}",
         "The model learns to answer under the memory, then the memory is refined on the tuned model, and so on; after "
         "each step the tuned model is asked about held-out texts, with its full cache and with what that step's memory "
-        "keeps. Right: as above; ± over contexts, differences from the step before paired by context.",
+        "keeps. Right: as above; ± over contexts, differences from the step before paired by context. It is one run of "
+        "learning: how much another would differ is not in the ±.",
         (turns_table,),
     ),
     Section(

@@ -52,7 +52,7 @@ def run(arguments: Any) -> None:
         if learned != BASE:
             settings = settings_of(arguments, learned == MEMORY, seed)
             learner, depends = taught(setup, training, arguments.work / f"{learned}-{seed}", settings, name)
-        ask(results, learner, groups, arguments, name, learned=learned, seed=seed, **depends)
+        ask(results, learner, groups, arguments, name, arguments.fractions, learned=learned, seed=seed, **depends)
     results.write()
 
 
@@ -73,6 +73,10 @@ def side_by_side(arguments: Any) -> None:
     with ThreadPoolExecutor(arguments.workers) as pool:
         parts = [json.loads(part.read_text()) for part in pool.map(alone, learners(arguments))]
     made = {name: parts[0][name] for name in ("model", "memory", "versions", "machine")}
+    if other := [name for name in ("model", "memory", "versions") if any(part[name] != made[name] for part in parts)]:
+        raise SystemExit(
+            f"{arguments.work} has results of another {', '.join(other)}: delete them, or name another --work"
+        )
     results = Measurements(arguments, made)
     results.rows = [row for part in parts for row in part["rows"]]
     results.write()

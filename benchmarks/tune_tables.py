@@ -66,7 +66,9 @@ def turns_table(found: Row) -> str:
         for step in unique(select(rows, turn=turn), "step"):
             line = [f"{step} {turn or ''}".rstrip()]
             for aim in unique(rows, "aim"):
-                own = select(rows, turn=turn, step=step, aim=aim)
+                if not (own := select(rows, turn=turn, step=step, aim=aim)):  # as before
+                    line += ["", ""]
+                    continue
                 line.append(interval(_by_context(own, "correct"), ".3f"))
                 line.append(interval(_differences([own, before[aim]], "correct"), "+.3f") if aim in before else "")
                 before[aim] = own

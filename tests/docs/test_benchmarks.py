@@ -75,6 +75,15 @@ def test_learners_side_by_side_make_the_rows_of_one_after_another(
     assert found[0]["rows"] == found[1]["rows"] and found[0]["model"] == found[1]["model"]
 
 
+@pytest.mark.parametrize("task, questions", [("pass_key", 2), ("multi_key", 5), ("continuation", 2)])
+def test_no_more_is_asked_about_a_context_than_there_is(
+    task: str, questions: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "tune.py", "--tasks", task, "--questions", questions, "--json", tmp_path / "found.json")
+    assert f"a context of {task} not so many" in capsys.readouterr().err
+
+
 def test_every_rule_is_measured_at_the_memorys_bytes_too(
     reader_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,8 +400,9 @@ def test_steps_of_learning_in_turn_are_compared_with_the_ones_before() -> None:
         for (step, turn), own in right.items()
         for number, found in enumerate(own)
     ]
+    rows += [row | {"aim": 1.0} for row in rows if row["step"] != "refined"]  # of which no memory changes anything
     half = mean_interval([1.0, 0.0, 0.0])[1]
     lines = tune_tables.turns_table({"rows": rows}).splitlines()[2:]
-    assert lines[0] == f"| base | 0.333 ± {half:.3f} |  |"
-    assert lines[1] == f"| tuned 1 | 0.667 ± {half:.3f} | +0.333 ± {half:.3f} |"
-    assert lines[2] == f"| refined 1 | 1.000 ± 0.000 | +0.333 ± {half:.3f} |"
+    assert lines[0] == f"| base | 0.333 ± {half:.3f} |  | 0.333 ± {half:.3f} |  |"
+    assert lines[1] == "| tuned 1 " + f"| 0.667 ± {half:.3f} | +0.333 ± {half:.3f} " * 2 + "|"
+    assert lines[2] == f"| refined 1 | 1.000 ± 0.000 | +0.333 ± {half:.3f} |  |  |"

@@ -76,17 +76,27 @@ def test_questions_become_texts(characters) -> None:
 def test_questions_about_one_context_become_one_text(characters) -> None:
     about = [Sample("c" * 9, f"\n{number}: ", answer) for number, answer in enumerate(("yes", "no", "perhaps"))]
     text, other = asked_texts([*about, Sample("d" * 9, "q: ", "yes")], characters)
-    assert text.rest.tolist() == [*b"\n0: yes\n1: no\n2: perhaps", 0]  # only the last is told to end
-    assert text.scored == len(text.rest) - len("\n0: ") and text.counted == 3 + 2 + 7 + 1
-    assert text.wanted[text.wanted != NOT_COUNTED].tolist() == [*b"yesnoperhaps", 0]
-    assert other.context.tolist() == [*b"d" * 9] and other.counts is None and other.counted == 4
-    many = asked_texts([about[0]] * (TOGETHER + 1), characters)
-    assert [own.rest.tolist().count(ord("0")) for own in many] == [TOGETHER, 1]
-    assert [own.rest.tolist().count(0) for own in many] == [1, 1]
-    assert len(asked_texts([Sample("", "q: ", "yes")] * 2, characters)) == 2
-    for counts in (torch.ones(3, dtype=torch.bool), torch.zeros(2, dtype=torch.bool)):
-        with pytest.raises(ValueError, match="which of 2 tokens"):
-            Text(torch.arange(4), torch.arange(3), 2, counts)
+    assert text.rest.tolist() == [*b"\n0: yes\n1: no\n2: perhaps", 0]
+    nothing = [NOT_COUNTED] * len("1: ")
+    assert text.wanted.tolist() == [*b"yes", 0, *nothing, *b"no", 0, *nothing, *b"perhaps", 0], "each answer ends"
+    assert text.scored == len(text.wanted) and text.counted == 4 + 3 + 8
+    assert other.context.tolist() == [*b"d" * 9] and other.targets is None and other.counted == 4
+    for targets in (torch.ones(3, dtype=torch.int64), torch.full((2,), NOT_COUNTED)):
+        with pytest.raises(ValueError, match="what 2 inputs predict"):
+            Text(torch.arange(4), torch.arange(3), 2, targets)
+
+
+@pytest.mark.parametrize("count, groups", [(TOGETHER // 7, 1), (TOGETHER // 7 + 1, 2), (2 * (TOGETHER // 7) + 1, 3)])
+def test_questions_fill_no_block_that_is_decided_on(characters, count: int, groups: int) -> None:
+    texts = asked_texts([Sample("c" * 9, "\n1: ", "yes")] * count, characters)
+    assert len(texts) == groups and max(len(text.rest) for text in texts) <= TOGETHER + 1
+    assert sum(text.counted for text in texts) == 4 * count
+
+
+def test_what_has_no_context_or_no_question_is_learned_alone(characters) -> None:
+    alone = [Sample("", "q: ", "yes"), Sample("", "q: ", "no"), Sample("c", "", "yes"), Sample("c", "", "no")]
+    assert [text.targets for text in asked_texts(alone, characters)] == [None] * 4
+    assert len(asked_texts([Sample("c", "q", "a" * TOGETHER)] * 2, characters)) == 2
 
 
 @pytest.mark.parametrize("way", ["full", "pieces", "masked", "distill", "distill masked"])
@@ -102,7 +112,7 @@ def test_what_does_not_count_is_not_learned(model: PreTrainedModel, way: str) ->
         as_it_was = adapters.disabled if "distill" in way else None
 
         def loss(which: Tensor) -> float:
-            text = Text(context, rest, 6, which)
+            text = Text(context, rest, 6, rest[-6:].where(which, NOT_COUNTED))
             return text_loss(model, text, policy, 48, as_it_was, masked).item()
 
         alone = [loss(torch.arange(6) == place) for place in counts.nonzero()[:, 0]]

@@ -68,8 +68,8 @@ def test_after_the_last_question_comes_the_first(characters):
     assert make(question=4) == make() and make(question=5) == make(question=1)
 
 
-def test_neighbours_in_the_context_are_not_asked_in_turn(characters):
-    """Else who is asked several questions need only look behind the last answer."""
+def test_questions_are_not_asked_in_the_order_of_the_context(characters):
+    """Else who is asked several need only look behind the last answer."""
     follow = 0
     for seed in range(20):
         make = partial(GENERATORS["key_value"], [], characters, tokens=900, seed=seed)

@@ -7,7 +7,9 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-ATTENTION_DROPOUT = "attention dropout is on: call model.eval(), or load the model with attention_dropout=0"
+ATTENTION_DROPOUT = (
+    "attention dropout is on: call model.eval(), or to learn set attention_dropout to 0 in the model's configuration"
+)
 NEEDS_USE_CACHE = (
     "use_cache is False, so that generate would feed the whole text again at every step: set "
     "model.generation_config.use_cache = True, or leave use_cache=False out of the call"

@@ -102,7 +102,7 @@ def dialogue_topic(
 
 
 def _asked(rng: random.Random, count: int, question: int) -> int:
-    """Which of so many things is asked. Neighbours in the context do not follow each other: one would tell the next."""
+    """Which of so many things is asked, in an order of chance: in that of the context one would tell the next."""
     first = rng.randrange(count)
     if question % count == 0:
         return first

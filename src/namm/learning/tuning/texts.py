@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from namm.learning.passages import Passage
+from namm.tasks.encode import encode
 from namm.tasks.sample import Sample
 
 NOT_COUNTED = -100
 """In place of a token that need not be predicted, as torch's cross entropy has it."""
-TOGETHER = 8
-"""Questions about one context at most that are learned in one text."""
+TOGETHER = 255
+"""Tokens of questions and answers about one context at most that are learned in one text, unless one alone has more:
+fewer than a memory that decides on 256 at once would decide on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,20 +28,20 @@ class Text:
     Attributes:
         context: ``[tokens]`` int64, may be empty.
         rest: ``[tokens]`` int64, likewise.
-        scored: so many of the last tokens are to be predicted.
-        counts: ``[scored]`` bool, which of these after all; None: all.
+        scored: so many of the last inputs are to predict something.
+        targets: ``[scored]`` int64, what that is, `NOT_COUNTED` for nothing; None: the tokens that follow them.
     """
 
     context: Tensor
     rest: Tensor
     scored: int
-    counts: Tensor | None = None
+    targets: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.scored < len(self.context) + len(self.rest):
             raise ValueError(f"{self.scored} tokens to be predicted of {len(self.context) + len(self.rest)}")
-        if self.counts is not None and (len(self.counts) != self.scored or not self.counts.any()):
-            raise ValueError(f"counts say which of {self.scored} tokens count, at least one; got {self.counts}")
+        if self.targets is not None and (len(self.targets) != self.scored or not self.counted):
+            raise ValueError(f"targets must say what {self.scored} inputs predict, at least one; got {self.targets}")
 
     @property
     def inputs(self) -> Tensor:
@@ -48,14 +50,13 @@ class Text:
 
     @property
     def wanted(self) -> Tensor:
-        """``[scored]``, the tokens to be predicted, or `NOT_COUNTED`; the last inputs predict them."""
-        last = torch.cat([self.context, self.rest])[-self.scored :]
-        return last if self.counts is None else last.where(self.counts, NOT_COUNTED)
+        """``[scored]``, what the last inputs are to predict, or `NOT_COUNTED`."""
+        return torch.cat([self.context, self.rest])[-self.scored :] if self.targets is None else self.targets
 
     @property
     def counted(self) -> int:
         """How many tokens are to be predicted."""
-        return self.scored if self.counts is None else int(self.counts.sum())
+        return int((self.wanted != NOT_COUNTED).sum())
 
     def pieces(self, size: int) -> Iterator[tuple[Tensor, Tensor, bool]]:
         """Inputs ``[at most size]``; what the last of these predict, ``[n]``; and whether the context ends there."""
@@ -74,38 +75,55 @@ def plain_text(passage: Passage) -> Text:
 
 
 def asked_text(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, most: int | None = None) -> Text:
-    """Questions about one context, each followed by its answer, which is to be predicted, and that the last ends, where
-    the tokenizer knows an end.
+    """Questions about one context, each followed by its answer, which is to be predicted, and that it ends, where the
+    tokenizer knows an end.
 
     Args:
         samples: of one context, at least one.
         most: tokens of the context, which is cut in its middle.
     """
-    context = samples[0].token_ids(tokenizer)[0][0]
+    context, end = encode(tokenizer, samples[0].context)[0], tokenizer.eos_token_id
     if most is not None and len(context) > most:
         context = torch.cat([context[: most - most // 2], context[len(context) - most // 2 :]])
-    parts, counts = list[Tensor](), list[Tensor]()
-    for number, sample in enumerate(samples, 1):
-        _, question, answer = (part[0] for part in sample.token_ids(tokenizer))
-        if number == len(samples) and tokenizer.eos_token_id is not None:
-            answer = torch.cat([answer, torch.tensor([tokenizer.eos_token_id])])
-        parts += [question, answer]
-        counts += [torch.zeros(len(question), dtype=torch.bool), torch.ones(len(answer), dtype=torch.bool)]
-    since_first = torch.cat(counts[1:])  # the first question is read only
-    return Text(context, torch.cat(parts), len(since_first), since_first if len(samples) > 1 else None)
+    rest, targets = list[int](), list[int]()
+    for sample in samples:
+        question, answer = _question_and_answer(sample, tokenizer)
+        nothing = [NOT_COUNTED] * len(question)
+        if end is not None and targets:  # the answer before ends where this question begins
+            nothing[:1] = [end]
+        targets += [*nothing, *answer]
+        rest += [*question, *answer]
+    if end is not None:
+        rest, targets = [*rest, end], [*targets, end]
+    asked = len(_question_and_answer(samples[0], tokenizer)[0])  # the first question is read only
+    several = torch.tensor(targets[asked:]) if len(samples) > 1 else None
+    return Text(context, torch.tensor(rest), len(rest) - asked, several)
 
 
 def asked_texts(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, most: int | None = None) -> list[Text]:
-    """`asked_text` of each context: questions about the one before them are learned with it, up to `TOGETHER`.
+    """`asked_text` of each context: a question about the one before it is learned with it, as far as `TOGETHER` allows.
 
     Raises:
         ValueError: without samples.
     """
     if not samples:
         raise ValueError("there are no questions to learn from: give a .jsonl file of contexts, inputs and answers")
-    found = list[Text]()
-    for _, group in groupby(samples, key=lambda sample: sample.context):
-        about = list(group)
-        most_asked = TOGETHER if about[0].context else 1  # without a context nothing is read once for all
-        found += [asked_text(about[i : i + most_asked], tokenizer, most) for i in range(0, len(about), most_asked)]
-    return found
+    groups, room = [[samples[0]]], TOGETHER - _length(samples[0], tokenizer)
+    for before, sample in pairwise(samples):
+        length = _length(sample, tokenizer)
+        if sample.context and sample.context == before.context and sample.question and length <= room:
+            groups[-1].append(sample)
+            room -= length
+        else:
+            groups.append([sample])
+            room = TOGETHER - length
+    return [asked_text(group, tokenizer, most) for group in groups]
+
+
+def _question_and_answer(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    question, answer = (encode(tokenizer, text, begins=False)[0] for text in (sample.question, sample.answer))
+    return question.tolist(), answer.tolist()
+
+
+def _length(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> int:
+    return sum(map(len, _question_and_answer(sample, tokenizer)))
