@@ -21,6 +21,7 @@ from transformers import (
 from namm.models.adapter import is_adapter, load_adapted
 from namm.models.gguf import converted, first_line, load_weights, quiet
 from namm.models.gguf_head import is_gguf
+from namm.models.output_layer import fold_last_tokens
 from namm.models.precision import fast_dtype, float_dtype, usable_device
 
 # What of the model's options concerns the files as a whole, and hence the tokenizer too.
@@ -129,6 +130,7 @@ def load_model(
             usable_device(place)
     with _clear_errors(name):
         model, tokenizer = _load(name, dtype, device, kwargs)
+    fold_last_tokens(model)
     if device is not None:
         model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides the signature
     return model, tokenizer
