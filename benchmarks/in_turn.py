@@ -13,9 +13,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from lessons import add_lessons, ask, parsed, settings_of, taught, to_ask, to_learn, track_steps, training_documents
+from lessons import add_lessons, ask, parsed, settings_of, taught, to_ask, to_learn, training_documents
 from measuring import Measurements, Setup, load, made_with, parser
 
+from namm.cli.progress import progress_of_runs
 from namm.learning import RefineConfig, refine_memory
 
 BASE, TUNED, REFINED = "base", "tuned", "refined"
@@ -23,7 +24,7 @@ BASE, TUNED, REFINED = "base", "tuned", "refined"
 
 def refined(tuned: Setup, arguments: Any, turn: int) -> Setup:
     """The same model with a memory that was refined on it."""
-    with track_steps(f"refining ({turn})", arguments.documents) as progress:
+    with progress_of_runs() as progress:
         memory = refine_memory(
             [(tuned.model, tuned.tokenizer)],
             tuned.memory,
@@ -59,7 +60,7 @@ def run(arguments: Any) -> None:
     asked(setup, name=BASE, fractions=every, step=BASE, turn=0, by=setup.memory.fingerprint())
     for turn in range(1, arguments.turns + 1):
         folder, settings = arguments.work / f"{TUNED}-{turn}", settings_of(arguments, True, seed=0)
-        tuned, depends = taught(setup, training, folder, settings, f"turn {turn}")
+        tuned, depends = taught(setup, training, folder, settings)
         name, by = f"{TUNED}, turn {turn}", setup.memory.fingerprint()
         asked(tuned, name=name, fractions=every, step=TUNED, turn=turn, by=by, **depends)
         better = refined(tuned, arguments, turn)

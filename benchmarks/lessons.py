@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from measuring import Measurements, Row, Setup
-from rich.progress import Progress as Bars
 from rich.progress import track
 from torch import Tensor
 
 import namm
+from namm.cli.progress import progress_of_runs
 from namm.learning import TuneConfig, asked_texts, tune
 from namm.support.fingerprints import model_fingerprint
-from namm.support.runs import Progress
 from namm.tasks import (
     GENERATORS,
     Document,
@@ -112,27 +111,15 @@ def settings_of(arguments: Any, under_memory: bool, seed: int) -> TuneConfig:
     )
 
 
-def taught(setup: Setup, samples: Sequence[Sample], folder: Path, settings: TuneConfig, name: str) -> tuple[Setup, Row]:
+def taught(setup: Setup, samples: Sequence[Sample], folder: Path, settings: TuneConfig) -> tuple[Setup, Row]:
     """The model that has learned in `folder`, and what that depends on."""
     texts = asked_texts(samples, setup.tokenizer)
-    with track_steps(f"learning ({name})", settings.steps) as progress:
+    with progress_of_runs() as progress:
         tune(setup.model, setup.memory, texts, folder, settings=settings, progress=progress)
     model, _ = namm.load_model(folder, device=setup.model.device)
     depends = {"settings": asdict(settings), "learner": model_fingerprint(model)}
     depends |= {"under": setup.memory.fingerprint()} if settings.kept is not None else {}
     return replace(setup, model=model), depends
-
-
-@contextmanager
-def track_steps(name: str, steps: int) -> Iterator[Callable[[Progress], None]]:
-    """A bar for what reports its progress."""
-    with Bars() as shown:
-        task = shown.add_task(name, total=steps)
-
-        def show(now: Progress) -> None:
-            shown.update(task, completed=now.done, total=now.total, description=f"{name}, {now.note}")
-
-        yield show
 
 
 def ask(
@@ -148,12 +135,13 @@ def ask(
     for number, group in enumerate(track(groups, f"asking ({name})")):
         task = arguments.tasks[number % len(arguments.tasks)]
         what = who | {"task": task, "number": number, "tokens": arguments.tokens}
-        ids = [[part[0] for part in sample.token_ids(setup.tokenizer)] for sample in group]
+        context, *_ = group[0].token_ids(setup.tokenizer)
+        questions = [sample.asked_ids(setup.tokenizer) for sample in group]
         for kept in fractions:
             policy, engine = ("full", "loops") if kept == 1 else ("namm", arguments.engine)
-            asked = _Asked(setup, ids[0][0], kept, engine)
-            for question, (_, words, answer) in enumerate(ids):
-                row = partial(asked.answer, words, answer)
+            asked = _Asked(setup, context[0], kept, engine)
+            for question, (words, answer) in enumerate(questions):
+                row = partial(asked.answer, words[0], answer[0])
                 results.row(row, **what, question=question, policy=policy, engine=engine, aim=kept)
 
 

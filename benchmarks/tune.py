@@ -51,7 +51,7 @@ def run(arguments: Any) -> None:
         name, learner, depends = f"{learned}, seed {seed}", setup, Row()
         if learned != BASE:
             settings = settings_of(arguments, learned == MEMORY, seed)
-            learner, depends = taught(setup, training, arguments.work / f"{learned}-{seed}", settings, name)
+            learner, depends = taught(setup, training, arguments.work / f"{learned}-{seed}", settings)
         ask(results, learner, groups, arguments, name, arguments.fractions, learned=learned, seed=seed, **depends)
     results.write()
 

@@ -35,5 +35,8 @@ class Sample:
 
     def token_ids(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor, Tensor]:
         """Context, which begins as the tokenizer begins texts, question and answer, ``[1, tokens]`` each."""
-        question, answer = (encode(tokenizer, text, begins=False) for text in (self.question, self.answer))
-        return encode(tokenizer, self.context), question, answer
+        return encode(tokenizer, self.context), *self.asked_ids(tokenizer)
+
+    def asked_ids(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
+        """Question and answer, ``[1, tokens]`` each."""
+        return encode(tokenizer, self.question, begins=False), encode(tokenizer, self.answer, begins=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -19,6 +18,9 @@ NOT_COUNTED = -100
 TOGETHER = 255
 """Tokens of questions and answers about one context at most that are learned in one text, unless one alone has more:
 fewer than a memory that decides on 256 at once would decide on."""
+
+Asked = tuple[list[int], list[int]]
+"""A question and its answer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,20 +76,42 @@ def plain_text(passage: Passage) -> Text:
     return Text(ids[:0], ids, len(ids) - 1)
 
 
-def asked_text(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, most: int | None = None) -> Text:
-    """Questions about one context, each followed by its answer, which is to be predicted, and that it ends, where the
-    tokenizer knows an end.
+def asked_texts(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, most: int | None = None) -> list[Text]:
+    """Answers are to be predicted, and that each ends, where the tokenizer knows an end.
+
+    A question about the context of the one before is learned in one text with it, as far as `TOGETHER` allows.
 
     Args:
-        samples: of one context, at least one.
-        most: tokens of the context, which is cut in its middle.
+        most: tokens of a context, which is cut in its middle.
+
+    Raises:
+        ValueError: without samples.
     """
-    context, end = encode(tokenizer, samples[0].context)[0], tokenizer.eos_token_id
-    if most is not None and len(context) > most:
-        context = torch.cat([context[: most - most // 2], context[len(context) - most // 2 :]])
-    rest, targets = list[int](), list[int]()
+    if not samples:
+        raise ValueError("there are no questions to learn from: give a .jsonl file of contexts, inputs and answers")
+    groups, room = list[tuple[str, list[Asked]]](), 0
     for sample in samples:
-        question, answer = _question_and_answer(sample, tokenizer)
+        question, answer = (part[0].tolist() for part in sample.asked_ids(tokenizer))
+        length = len(question) + len(answer)
+        if groups and sample.context and sample.context == groups[-1][0] and question and length <= room:
+            groups[-1][1].append((question, answer))
+            room -= length
+        else:
+            groups.append((sample.context, [(question, answer)]))
+            room = TOGETHER - length
+    found = []
+    for words, asked in groups:
+        context = encode(tokenizer, words)[0]
+        if most is not None and len(context) > most:
+            context = torch.cat([context[: most - most // 2], context[len(context) - most // 2 :]])
+        found.append(_asked_text(context, asked, tokenizer.eos_token_id))
+    return found
+
+
+def _asked_text(context: Tensor, asked: Sequence[Asked], end: int | None) -> Text:
+    """Questions about one context, each followed by its answer; the first question is read only."""
+    rest, targets = list[int](), list[int]()
+    for question, answer in asked:
         nothing = [NOT_COUNTED] * len(question)
         if end is not None and targets:  # the answer before ends where this question begins
             nothing[:1] = [end]
@@ -95,35 +119,6 @@ def asked_text(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, mo
         rest += [*question, *answer]
     if end is not None:
         rest, targets = [*rest, end], [*targets, end]
-    asked = len(_question_and_answer(samples[0], tokenizer)[0])  # the first question is read only
-    several = torch.tensor(targets[asked:]) if len(samples) > 1 else None
-    return Text(context, torch.tensor(rest), len(rest) - asked, several)
-
-
-def asked_texts(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, most: int | None = None) -> list[Text]:
-    """`asked_text` of each context: a question about the one before it is learned with it, as far as `TOGETHER` allows.
-
-    Raises:
-        ValueError: without samples.
-    """
-    if not samples:
-        raise ValueError("there are no questions to learn from: give a .jsonl file of contexts, inputs and answers")
-    groups, room = [[samples[0]]], TOGETHER - _length(samples[0], tokenizer)
-    for before, sample in pairwise(samples):
-        length = _length(sample, tokenizer)
-        if sample.context and sample.context == before.context and sample.question and length <= room:
-            groups[-1].append(sample)
-            room -= length
-        else:
-            groups.append([sample])
-            room = TOGETHER - length
-    return [asked_text(group, tokenizer, most) for group in groups]
-
-
-def _question_and_answer(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    question, answer = (encode(tokenizer, text, begins=False)[0] for text in (sample.question, sample.answer))
-    return question.tolist(), answer.tolist()
-
-
-def _length(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> int:
-    return sum(map(len, _question_and_answer(sample, tokenizer)))
+    read_only = len(asked[0][0])
+    several = torch.tensor(targets[read_only:]) if len(asked) > 1 else None
+    return Text(context, torch.tensor(rest), len(rest) - read_only, several)
